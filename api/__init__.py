@@ -1,0 +1,1 @@
+"""The faces of the gateway: exec verbs, HTTP, command line."""

@@ -1,0 +1,1 @@
+"""The gateway's effects: one writer that makes the kernel equal the desired state."""

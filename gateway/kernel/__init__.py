@@ -1,0 +1,1 @@
+"""Drivers for the real kernel: netfilter, links, conntrack."""

@@ -1,0 +1,90 @@
+"""The small protocols the gateway is written against; ``gateway.kernel`` and ``gateway.fake`` implement them.
+
+All are synchronous and are called from the one writer thread only. An implementation that the kernel
+refuses raises ``Refused`` and leaves that step undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rules.flows import Flow, FlowFilter
+from rules.ruleset import ChainEdit, Ruleset
+from rules.state import AddressKey, LinkState, LinkStep, RouteEntry, RouteKey
+
+
+class Refused(Exception):
+    """The kernel (or its tool) said no.
+
+    ``step`` is what was tried, ``reason`` the kernel's own words, ``retryable`` whether the same step may
+    succeed later without a change of the request (a lock, a missing link) or never will.
+    """
+
+    def __init__(self, step: str, reason: str, *, retryable: bool) -> None:
+        super().__init__(f"{step}: {reason}")
+        self.step = step
+        self.reason = reason
+        self.retryable = retryable
+
+
+class Firewall(Protocol):
+    """The netfilter tables of one iptables variant."""
+
+    variant: str
+
+    def read(self, tables: Collection[str]) -> Ruleset:
+        """The named tables with all their chains; a table the kernel does not hold yet has empty built-in chains."""
+        ...
+
+    def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
+        """Commit the edits of one table as one atomic change; raises Refused and changes nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinksReading:
+    """Links by name, IPv4 addresses (True: ours), routes of the main table (IPv4 and IPv6, metric 0 only)."""
+
+    links: Mapping[str, LinkState]
+    addresses: Mapping[AddressKey, bool]
+    routes: Mapping[RouteKey, RouteEntry]
+
+
+class Links(Protocol):
+    """Addresses, routes and flags of the namespace's interfaces."""
+
+    def read(self) -> LinksReading:
+        """Everything, once."""
+        ...
+
+    def commit(self, steps: Sequence[LinkStep]) -> None:
+        """Apply the steps in order; raises Refused at the first one the kernel refuses (earlier ones stand)."""
+        ...
+
+
+class Flows(Protocol):
+    """The connection tracking table."""
+
+    def matching(self, filters: Iterable[FlowFilter]) -> Iterable[Flow]:
+        """Entries that match any of the filters, each once."""
+        ...
+
+    def delete(self, flows: Iterable[Flow]) -> int:
+        """Delete these entries; returns how many were still there."""
+        ...
+
+
+class Sender(Protocol):
+    """Sends Ethernet frames out of the external interface."""
+
+    def send(self, frame: bytes) -> None: ...
+
+
+class Clock(Protocol):
+    """Time: ``monotonic`` for intervals, ``time`` (Unix seconds) for people."""
+
+    def monotonic(self) -> float: ...
+
+    def time(self) -> float: ...

@@ -1,0 +1,211 @@
+"""(Desired, Actual) -> Plan: the fewest steps, in an order that never opens a gap; and the way back.
+
+``undo`` needs no inverse of each step: the state before is itself a set of statements (about exactly what the
+plan touched), so going back is the same operation as going forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
+
+from rules.ruleset import (
+    BUILTIN,
+    AnyRule,
+    ChainEdit,
+    ChainRef,
+    DeleteChain,
+    DeleteRule,
+    InsertRule,
+    Jump,
+    NewChain,
+    ReplaceRules,
+    Rule,
+    Rules,
+)
+from rules.state import (
+    Actual,
+    AddAddress,
+    AddressKey,
+    DeleteAddress,
+    DeleteRoute,
+    Desired,
+    EditTable,
+    LinkStep,
+    Plan,
+    ReplaceRoute,
+    RouteEntry,
+    RouteKey,
+    SetArp,
+    SetPromoteSecondaries,
+    Step,
+)
+
+# Above this many differing rules a chain is written anew: matching them up would cost more than it saves.
+REWRITE_ABOVE = 500
+
+
+def delta(desired: Desired, actual: Actual) -> Plan:
+    """What must happen for every statement of ``desired`` to hold; empty when all do.
+
+    Order: the guard before ARP goes off and after it comes on; promote_secondaries before addresses go;
+    translation rules before the addresses that attract packets, and those before routes and announcements.
+    """
+    arp = list(_arp(desired, actual))
+    guard_first = not any(step.on for step in arp)
+    nat, mangle = _table("nat", desired, actual), _table("mangle", desired, actual)
+    links = [*_promote(desired, actual), *_addresses(desired, actual), *_routes(desired, actual)]
+    ordered = [mangle, nat, *links, *arp] if guard_first else [nat, *links, *arp, mangle]
+    return Plan(tuple(step for step in ordered if step is not None))
+
+
+def undo(plan: Plan, before: Actual, now: Actual) -> Plan:
+    """What brings the kernel back to ``before`` in everything that ``plan`` touched, from wherever it is now."""
+    return delta(snapshot(plan, before), now)
+
+
+def touched_tables(plan: Plan) -> frozenset[str]:
+    """The netfilter tables that the plan edits."""
+    return frozenset(step.table for step in plan.steps if isinstance(step, EditTable))
+
+
+def touches_links(plan: Plan) -> bool:
+    """Whether the plan has steps besides netfilter edits."""
+    return any(not isinstance(step, EditTable) for step in plan.steps)
+
+
+def snapshot(plan: Plan, before: Actual) -> Desired:
+    """``before`` as statements about everything that the plan touches, and about nothing else."""
+    chains: dict[ChainRef, Rules | None] = {}
+    hooks: dict[tuple[ChainRef, Rule], bool] = {}
+    addresses: dict[AddressKey, bool] = {}
+    routes: dict[RouteKey, RouteEntry | None] = {}
+    arp: dict[str, bool] = {}
+    promote: dict[str, bool] = {}
+    for step in plan.steps:
+        match step:
+            case EditTable(_, edits):
+                for edit in edits:
+                    _snapshot_edit(edit, before.ruleset.chains, chains, hooks)
+            case AddAddress(address) | DeleteAddress(address):
+                addresses[address] = address in before.addresses
+            case ReplaceRoute(route, _) | DeleteRoute(route, _):
+                routes[route] = before.routes.get(route)
+            case SetArp(interface, _):
+                arp[interface] = before.links[interface].arp
+            case SetPromoteSecondaries(interface, _):
+                promote[interface] = before.links[interface].promote_secondaries
+    return Desired(chains, hooks, addresses, routes, arp, promote)
+
+
+def _snapshot_edit(
+    edit: ChainEdit,
+    before: Mapping[ChainRef, Rules],
+    chains: dict[ChainRef, Rules | None],
+    hooks: dict[tuple[ChainRef, Rule], bool],
+) -> None:
+    if edit.ref.chain in BUILTIN[edit.ref.table]:
+        # Built-in chains belong to everybody: only our own jump in them is ours to put back.
+        if isinstance(edit, InsertRule | DeleteRule) and isinstance(edit.rule, Rule):
+            hooks[edit.ref, edit.rule] = edit.rule in before.get(edit.ref, ())
+    else:
+        chains[edit.ref] = before.get(edit.ref)
+
+
+def _table(table: str, desired: Desired, actual: Actual) -> EditTable | None:
+    edits = tuple(_table_edits(table, desired, actual))
+    return EditTable(table, edits) if edits else None
+
+
+def _table_edits(table: str, desired: Desired, actual: Actual) -> Iterator[ChainEdit]:
+    """New chains, then their rules, then the hooks; on the way out: hooks, rules that jump, chains."""
+    have = actual.ruleset.chains
+    mine = {ref: rules for ref, rules in desired.chains.items() if ref.table == table}
+    yield from (NewChain(ref) for ref, rules in mine.items() if rules is not None and ref not in have)
+    yield from _unhook(table, desired, have)
+    for ref, rules in mine.items():
+        if rules is not None:
+            yield from chain_edits(ref, have.get(ref, ()), rules)
+    yield from _hook(table, desired, have)
+    gone = [ref for ref, rules in mine.items() if rules is None and ref in have]
+    yield from (ReplaceRules(ref, ()) for ref in gone if any(isinstance(_target(r), Jump) for r in have[ref]))
+    yield from (DeleteChain(ref) for ref in gone)
+
+
+def _target(rule: AnyRule) -> object:
+    return rule.target if isinstance(rule, Rule) else None
+
+
+def _hook(table: str, desired: Desired, have: Mapping[ChainRef, Rules]) -> Iterator[ChainEdit]:
+    added: dict[ChainRef, int] = {}
+    for (ref, rule), present in desired.hooks.items():
+        if ref.table == table and present and rule not in have.get(ref, ()):
+            length = len(have.get(ref, ())) + added.setdefault(ref, 0)
+            added[ref] += 1
+            yield InsertRule(ref, length, rule)
+
+
+def _unhook(table: str, desired: Desired, have: Mapping[ChainRef, Rules]) -> Iterator[ChainEdit]:
+    for (ref, rule), present in desired.hooks.items():
+        if ref.table == table and not present:
+            standing = list(have.get(ref, ()))
+            while rule in standing:
+                index = standing.index(rule)
+                del standing[index]
+                yield DeleteRule(ref, index, rule)
+
+
+def chain_edits(ref: ChainRef, have: Rules, want: Rules) -> Iterator[ChainEdit]:
+    """Turn one chain's rules into another's by single inserts and deletes, or by one rewrite if most differ."""
+    head = _common_head(have, want)
+    tail = _common_head(have[head:][::-1], want[head:][::-1])
+    old, new = have[head : len(have) - tail], want[head : len(want) - tail]
+    if len(old) + len(new) > REWRITE_ABOVE:
+        yield ReplaceRules(ref, want)
+        return
+    position = head
+    for tag, i1, i2, j1, j2 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if tag == "equal":
+            position += i2 - i1
+            continue
+        # Insert before deleting: a packet in between sees both rules rather than neither.
+        for rule in new[j1:j2]:
+            yield InsertRule(ref, position, rule)
+            position += 1
+        for rule in old[i1:i2]:
+            yield DeleteRule(ref, position, rule)
+
+
+def _common_head(one: Rules, other: Rules) -> int:
+    length = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def _addresses(desired: Desired, actual: Actual) -> Iterator[LinkStep]:
+    yield from (AddAddress(key) for key, up in desired.addresses.items() if up and key not in actual.addresses)
+    yield from (DeleteAddress(key) for key, up in desired.addresses.items() if not up and key in actual.addresses)
+
+
+def _routes(desired: Desired, actual: Actual) -> Iterator[LinkStep]:
+    for key, entry in desired.routes.items():
+        standing = actual.routes.get(key)
+        if entry is None and standing is not None:
+            yield DeleteRoute(key, standing)
+        elif entry is not None and entry != standing:
+            yield ReplaceRoute(key, entry)
+
+
+def _arp(desired: Desired, actual: Actual) -> Iterator[SetArp]:
+    for interface, on in desired.arp.items():
+        if actual.links[interface].arp != on:
+            yield SetArp(interface, on)
+
+
+def _promote(desired: Desired, actual: Actual) -> Iterator[Step]:
+    for interface, on in desired.promote_secondaries.items():
+        if actual.links[interface].promote_secondaries != on:
+            yield SetPromoteSecondaries(interface, on)

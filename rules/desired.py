@@ -1,0 +1,63 @@
+"""GatewaySpec -> Desired: every statement about the kernel that the spec implies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rules import nat
+from rules.spec import GatewaySpec
+from rules.state import ROUTE_PROTOCOL, Actual, AddressKey, Desired, RouteEntry, RouteKey
+
+DEFAULT_V4 = RouteKey("0.0.0.0/0")
+DEFAULT_V6 = RouteKey("::/0")
+
+ArpPolicy = Literal["auto", "on"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the operator or the kernel decides besides the spec. ``arp``: auto, or on (never touched)."""
+
+    arp: ArpPolicy = "auto"
+
+
+def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
+    """What the kernel shall look like.
+
+    Of ``actual`` only our own leftovers are used (addresses and routes that bear our mark): what the spec no
+    longer names is stated as "is not there". Everything foreign stays unmentioned.
+    """
+    arp_on = facts.arp == "on" or bool(spec.eips)
+    external = spec.interfaces.external
+    return Desired(
+        chains=dict(nat.chains(spec, guard=not arp_on)),
+        hooks=dict.fromkeys(nat.HOOKS, True),
+        addresses=_addresses(spec, actual),
+        routes=_routes(spec, actual),
+        arp={} if facts.arp == "on" else {external: arp_on},
+        promote_secondaries={external: True},
+    )
+
+
+def _addresses(spec: GatewaySpec, actual: Actual) -> dict[AddressKey, bool]:
+    wanted = {AddressKey(spec.interfaces.external, eip.address): True for eip in spec.eips}
+    leftovers = {key: False for key, ours in actual.addresses.items() if ours and key not in wanted}
+    return wanted | leftovers
+
+
+def _routes(spec: GatewaySpec, actual: Actual) -> dict[RouteKey, RouteEntry | None]:
+    wanted: dict[RouteKey, RouteEntry | None] = {
+        RouteKey(r.cidr): RouteEntry(spec.interfaces.vpc, r.next_hop_ip) for r in spec.routes
+    }
+    if spec.eips:
+        # The default routes come with the first EIP and stay after the last: other things may rely on them by then.
+        for key, gateway in ((DEFAULT_V4, spec.gateway_v4), (DEFAULT_V6, spec.gateway_v6)):
+            if gateway:
+                wanted[key] = RouteEntry(spec.interfaces.external, gateway, onlink=True)
+    leftovers: dict[RouteKey, RouteEntry | None] = {
+        key: None
+        for key, entry in actual.routes.items()
+        if entry.protocol == ROUTE_PROTOCOL and key not in wanted and key not in (DEFAULT_V4, DEFAULT_V6)
+    }
+    return wanted | leftovers

@@ -1,0 +1,98 @@
+"""Editing: (GatewaySpec, Command) -> GatewaySpec, or Conflict. Adding twice changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import reduce
+
+from rules import commands as c
+from rules.spec import Dnat, Eip, Fip, GatewaySpec, Part, Route, Snat
+
+
+class Conflict(Exception):
+    """A command contradicts an object that stands; both are named in the message."""
+
+    def __init__(self, wanted: Part, standing: Part) -> None:
+        super().__init__(f"{wanted} conflicts with {standing}")
+        self.wanted = wanted
+        self.standing = standing
+
+
+class NotInitialized(Exception):
+    """The gateway has not been initialised: only ``init`` (or a whole state) may come first."""
+
+    def __init__(self) -> None:
+        super().__init__("nat gateway not initialized")
+
+
+def edit(spec: GatewaySpec | None, command: c.Command) -> GatewaySpec:
+    """The spec after one command; ``spec`` is None before the first ``init``.
+
+    Raises Conflict where an add contradicts what stands, and NotInitialized where ``init`` is missing.
+    Deleting what is not there is a success and changes nothing.
+    """
+    if isinstance(command, c.Init):
+        return _init(spec or GatewaySpec(), command)
+    if spec is None:
+        raise NotInitialized
+    return _change(spec, command)
+
+
+def edit_all(spec: GatewaySpec | None, commands: Iterable[c.Command]) -> GatewaySpec | None:
+    """All commands in order, or the first one's error."""
+    return reduce(edit, commands, spec)
+
+
+def _init(spec: GatewaySpec, command: c.Init) -> GatewaySpec:
+    return spec if command.interfaces is None else spec.model_copy(update={"interfaces": command.interfaces})
+
+
+def _change(spec: GatewaySpec, command: c.Command) -> GatewaySpec:  # noqa: PLR0911 -- one line a command
+    match command:
+        case c.SetGateways():
+            named = {name: value for name, value in command if name != "op" and value is not None}
+            return _with(spec, **named)
+        case c.EipAdd():
+            return _with(spec, eips=spec.eips.put(Eip(address=command.address)))
+        case c.EipDel():
+            return _with(spec, eips=spec.eips.drop(command.address.partition("/")[0]))
+        case c.FipAdd():
+            return _add_fip(spec, Fip(eip=command.eip, internal_ip=command.internal_ip))
+        case c.FipDel():
+            return _with(spec, fips=spec.fips.drop(command.eip))
+        case c.DnatAdd():
+            return _add_dnat(spec, Dnat.model_validate(command.model_dump(exclude={"op"})))
+        case c.DnatDel():
+            return _with(spec, dnats=spec.dnats.drop((command.eip, command.external_port, command.protocol)))
+        case c.SnatAdd():
+            return _add_snat(spec, Snat.model_validate(command.model_dump(exclude={"op"})))
+        case c.SnatDel():
+            return _with(spec, snats=spec.snats.drop((command.eip, command.internal_cidr)))
+        case c.RouteAdd():
+            return _with(spec, routes=spec.routes.put(Route(cidr=command.cidr, next_hop_ip=command.next_hop_ip)))
+        case c.RouteDel():
+            return _with(spec, routes=spec.routes.drop(command.cidr))
+    raise TypeError(f"unknown command {command!r}")
+
+
+def _with(spec: GatewaySpec, **fields: object) -> GatewaySpec:
+    return spec.model_copy(update=fields)
+
+
+def _add_fip(spec: GatewaySpec, fip: Fip) -> GatewaySpec:
+    standing = spec.fips.get(fip.key)
+    if standing and standing != fip:
+        raise Conflict(fip, standing)
+    return _with(spec, fips=spec.fips.put(fip))
+
+
+def _add_dnat(spec: GatewaySpec, dnat: Dnat) -> GatewaySpec:
+    standing = spec.dnats.get(dnat.key)
+    if standing and standing != dnat:
+        raise Conflict(dnat, standing)
+    return _with(spec, dnats=spec.dnats.put(dnat))
+
+
+def _add_snat(spec: GatewaySpec, snat: Snat) -> GatewaySpec:
+    # The controller decides --random-fully anew before every call; a differing flag is no conflict and no change.
+    return spec if snat.key in spec.snats else _with(spec, snats=spec.snats.put(snat))

@@ -1,0 +1,139 @@
+"""What is wanted of the kernel and what it says it has, in one vocabulary.
+
+``Desired`` is a set of statements ("this chain holds these rules", "this address is up", "this route is
+not there"); whatever it does not mention is somebody else's and is left alone. ``Actual`` is one reading
+of the kernel. ``Plan`` is what makes the second satisfy the first, in an order that never opens a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rules.ruleset import ChainEdit, ChainRef, Rule, Rules, Ruleset
+
+# Marks by which our own objects are known after a restart without memory.
+ROUTE_PROTOCOL = 223  # rtm_protocol; unassigned in iproute2's rt_protos
+ADDRESS_PROTOCOL = 223  # IFA_PROTO, kernels >= 5.18
+ADDRESS_LABEL_SUFFIX = ":eip"  # IFA_LABEL, every kernel, where the interface name leaves room
+
+
+class AddressKey(NamedTuple):
+    """An address on an interface: ``("net1", "192.168.0.10/24")``."""
+
+    interface: str
+    address: str
+
+
+class RouteKey(NamedTuple):
+    """A route of the main table: ``("10.0.2.0/24",)``; ``0.0.0.0/0`` and ``::/0`` are the defaults."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteEntry:
+    """Where a route leads. ``protocol`` is the rtm_protocol number that says who made it."""
+
+    interface: str
+    via: str | None
+    onlink: bool = False
+    protocol: int = ROUTE_PROTOCOL
+
+
+@dataclass(frozen=True)
+class Desired:
+    """Statements about the kernel. None as a value means: is not there."""
+
+    chains: Mapping[ChainRef, Rules | None] = field(default_factory=dict)
+    hooks: Mapping[tuple[ChainRef, Rule], bool] = field(default_factory=dict)
+    addresses: Mapping[AddressKey, bool] = field(default_factory=dict)
+    routes: Mapping[RouteKey, RouteEntry | None] = field(default_factory=dict)
+    arp: Mapping[str, bool] = field(default_factory=dict)
+    promote_secondaries: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LinkState:
+    """One interface as the kernel describes it. ``arp`` is False while IFF_NOARP is set."""
+
+    index: int
+    mac: str
+    up: bool
+    arp: bool
+    mtu: int
+    promote_secondaries: bool
+
+
+@dataclass(frozen=True)
+class Actual:
+    """One reading of the kernel: links by name, addresses (True: ours), main-table routes, netfilter chains."""
+
+    ruleset: Ruleset = field(default_factory=Ruleset)
+    links: Mapping[str, LinkState] = field(default_factory=dict)
+    addresses: Mapping[AddressKey, bool] = field(default_factory=dict)
+    routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
+
+
+# Steps of a plan.
+
+
+@dataclass(frozen=True, slots=True)
+class EditTable:
+    """Edits of one netfilter table, committed as one."""
+
+    table: str
+    edits: tuple[ChainEdit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddAddress:
+    key: AddressKey
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAddress:
+    key: AddressKey
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceRoute:
+    key: RouteKey
+    entry: RouteEntry
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRoute:
+    key: RouteKey
+    entry: RouteEntry
+
+
+@dataclass(frozen=True, slots=True)
+class SetArp:
+    """Switch ARP on an interface; doing so empties the interface's neighbour table."""
+
+    interface: str
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetPromoteSecondaries:
+    """Let a secondary address take the place of a deleted primary instead of vanishing with it."""
+
+    interface: str
+    on: bool
+
+
+LinkStep = AddAddress | DeleteAddress | ReplaceRoute | DeleteRoute | SetArp | SetPromoteSecondaries
+Step = EditTable | LinkStep
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in the order in which they must happen; empty when the kernel is as wanted."""
+
+    steps: tuple[Step, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.steps)

@@ -1,0 +1,44 @@
+# vpc-nat-gateway: what a person or a CI runs. Everything else is `.venv/bin/natgw --help`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+export PATH
+
+BIN := .venv/bin
+DEMO := examples/vpc-nat-gateway.yaml
+# Narrow a run, e.g.: make test PYTEST_ARGS='tests -k snat'
+PYTEST_ARGS ?=
+
+.PHONY: help setup setup-test demo check test lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing: system packages, and Python dependencies into .venv
+	@scripts/setup.sh
+
+setup-test:
+	@scripts/setup.sh test
+
+demo: setup ## build the example VPC in network namespaces, send real packets through it, show the result (root)
+	@trap '$(BIN)/natgw lab down' EXIT; \
+	$(BIN)/natgw lab up -f $(DEMO); \
+	$(BIN)/natgw lab test
+
+check: setup ## linters, types and import arrows; no network, no root
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+test: setup-test check ## make check, then every test: pure ones, and real packets in network namespaces (root)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lock: ## pin the Python dependencies anew from pyproject.toml (UPGRADE=1: to their newest versions)
+	@scripts/lock.sh
+
+clean: ## remove what setup and the tools made in this directory
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,182 @@
+"""Edits and plans carried out on values, as strictly as the kernel carries them out.
+
+The shipped fake kernel and the tests stand on this: what the kernel (or iptables, which speaks for it) would
+refuse raises ``Rejected`` with words like theirs, and nothing has changed then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import reduce
+from typing import TypeVar
+
+from rules.iptables import CHAIN_NAME_MAX, render_rule
+from rules.ruleset import (
+    BUILTIN,
+    AnyRule,
+    ChainEdit,
+    ChainRef,
+    DeleteChain,
+    DeleteRule,
+    Dnat,
+    Drop,
+    Foreign,
+    InsertRule,
+    Jump,
+    NewChain,
+    ReplaceRules,
+    Rule,
+    Rules,
+    Ruleset,
+    Snat,
+)
+from rules.state import (
+    Actual,
+    AddAddress,
+    DeleteAddress,
+    DeleteRoute,
+    EditTable,
+    LinkStep,
+    Plan,
+    ReplaceRoute,
+    SetArp,
+    SetPromoteSecondaries,
+    Step,
+)
+
+Chains = Mapping[ChainRef, Rules]
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Rejected(Exception):
+    """The kernel would refuse this; the message says what and why."""
+
+
+def apply(plan: Plan, actual: Actual) -> Actual:
+    """The kernel's state after all steps of the plan; raises Rejected at the first that it would refuse."""
+    return reduce(apply_step, plan.steps, actual)
+
+
+def apply_step(actual: Actual, step: Step) -> Actual:
+    """The state after one step: one table's edits (all or none), or one change of a link."""
+    if isinstance(step, EditTable):
+        return replace(actual, ruleset=Ruleset(apply_edits(step.table, actual.ruleset.chains, step.edits)))
+    return _apply_link_step(actual, step)
+
+
+def _apply_link_step(actual: Actual, step: LinkStep) -> Actual:
+    match step:
+        case AddAddress(address):
+            _need(address.interface in actual.links, step, "Cannot find device")
+            _need(address not in actual.addresses, step, "File exists")
+            return replace(actual, addresses={**actual.addresses, address: True})
+        case DeleteAddress(address):
+            _need(address in actual.addresses, step, "Cannot assign requested address")
+            return replace(actual, addresses=_without(actual.addresses, address))
+        case ReplaceRoute(route, entry):
+            _need(entry.interface in actual.links, step, "Cannot find device")
+            return replace(actual, routes={**actual.routes, route: entry})
+        case DeleteRoute(route, entry):
+            _need(actual.routes.get(route) == entry, step, "No such process")
+            return replace(actual, routes=_without(actual.routes, route))
+        case SetArp(name, on) | SetPromoteSecondaries(name, on):
+            _need(name in actual.links, step, "Cannot find device")
+            link = actual.links[name]
+            link = replace(link, arp=on) if isinstance(step, SetArp) else replace(link, promote_secondaries=on)
+            return replace(actual, links={**actual.links, name: link})
+
+
+def apply_edits(table: str, chains: Chains, edits: Iterable[ChainEdit]) -> dict[ChainRef, Rules]:
+    """The chains after all edits of one table; raises Rejected, and then none of them happened."""
+    changed = dict(chains)
+    for edit in edits:
+        _need(edit.ref.table == table, edit, f"not an edit of the table {table}")
+        changed = apply_edit(changed, edit)
+    return changed
+
+
+def apply_edit(chains: Chains, edit: ChainEdit) -> dict[ChainRef, Rules]:
+    """The chains after one edit; raises Rejected for what iptables or the kernel refuses.
+
+    Loops of jumps are refused anywhere; the kernel looks for them only in what a built-in chain reaches.
+    """
+    ref = edit.ref
+    if isinstance(edit, NewChain):
+        _need(ref.table in BUILTIN, edit, f"can't initialize iptables table `{ref.table}': Table does not exist")
+        _need(len(ref.chain) <= CHAIN_NAME_MAX, edit, f"chain name too long (must be under {CHAIN_NAME_MAX + 1} chars)")
+        _need(ref not in chains, edit, "Chain already exists.")
+        return {**chains, ref: ()}
+    _need(ref in chains, edit, "No chain/target/match by that name.")
+    standing = chains[ref]
+    match edit:
+        case DeleteChain():
+            _need(ref.chain not in BUILTIN[ref.table], edit, "Cannot delete a built-in chain.")
+            user = next(_references(chains, ref), None)
+            _need(user is None, edit, f"CHAIN_DEL failed (Device or resource busy): {user} jumps to it")
+            return _without(chains, ref)
+        case InsertRule(_, index, rule):
+            _need(0 <= index <= len(standing), edit, "Index of insertion too big.")
+            return _with_rules(chains, edit, (rule,), (*standing[:index], rule, *standing[index:]))
+        case DeleteRule(_, index, rule):
+            _need(0 <= index < len(standing), edit, "Index of deletion too big.")
+            _need(standing[index] == rule, edit, f"that rule is not there but {standing[index]}")
+            return {**chains, ref: (*standing[:index], *standing[index + 1 :])}
+        case ReplaceRules(_, rules):
+            return _with_rules(chains, edit, rules, rules)
+
+
+def _need(condition: bool, what: object, reason: str) -> None:
+    if not condition:
+        raise Rejected(f"{what}: {reason}")
+
+
+def _without(mapping: Mapping[K, V], key: K) -> dict[K, V]:
+    return {k: v for k, v in mapping.items() if k != key}
+
+
+def _with_rules(chains: Chains, edit: ChainEdit, fresh: Iterable[AnyRule], rules: Rules) -> dict[ChainRef, Rules]:
+    for rule in fresh:
+        _check_rule(chains, edit.ref, rule)
+        if isinstance(rule, Rule) and isinstance(rule.target, Jump):
+            loop = _reaches(chains, ChainRef(edit.ref.table, rule.target.chain), edit.ref)
+            _need(not loop, edit, "Too many levels of symbolic links")
+    return {**chains, edit.ref: rules}
+
+
+def _check_rule(chains: Chains, ref: ChainRef, rule: AnyRule) -> None:
+    """Which tables a target may stand in (xt_DNAT, xt_SNAT: nat; iptables inhibits DROP in nat)."""
+    try:
+        render_rule(rule)
+    except ValueError as error:
+        raise Rejected(f"{rule}: {error}") from error
+    if isinstance(rule, Foreign):
+        return
+    match rule.target:
+        case Jump(chain):
+            known = ChainRef(ref.table, chain) in chains and chain not in BUILTIN[ref.table]
+            _need(known, rule, "No chain/target/match by that name.")
+        case Dnat() | Snat():
+            _need(ref.table == "nat", rule, "only valid in the nat table")
+        case Drop():
+            _need(ref.table != "nat", rule, "The nat table is not intended for filtering")
+
+
+def _references(chains: Chains, ref: ChainRef) -> Iterator[ChainRef]:
+    for other, rules in chains.items():
+        if other.table == ref.table and any(_jumps_to(rule, ref.chain) for rule in rules):
+            yield other
+
+
+def _jumps_to(rule: AnyRule, chain: str) -> bool:
+    if isinstance(rule, Rule):
+        return rule.target == Jump(chain)
+    return rule.text.endswith((f"-j {chain}", f"-g {chain}"))
+
+
+def _reaches(chains: Chains, start: ChainRef, goal: ChainRef) -> bool:
+    if start == goal:
+        return True
+    jumps = {rule.target.chain for rule in chains[start] if isinstance(rule, Rule) and isinstance(rule.target, Jump)}
+    return any(_reaches(chains, ChainRef(start.table, chain), goal) for chain in jumps)

@@ -1,0 +1,267 @@
+"""Ruleset <-> the text of iptables-save and iptables-restore; the legacy and the nft variant print alike.
+
+Writing and reading are inverses: every rule that ``render_rule`` writes is what iptables-save prints for it,
+and ``parse_rule`` reads it back as the same value. What our vocabulary cannot say exactly becomes ``Foreign``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+
+from rules.ruleset import (
+    BUILTIN,
+    AnyRule,
+    ChainEdit,
+    ChainRef,
+    Conntrack,
+    DeleteChain,
+    DeleteRule,
+    Destination,
+    DestinationPort,
+    Dnat,
+    Drop,
+    Foreign,
+    InInterface,
+    InsertRule,
+    Jump,
+    Mark,
+    Match,
+    NewChain,
+    OutInterface,
+    ReplaceRules,
+    Rule,
+    Rules,
+    Ruleset,
+    SetMark,
+    Snat,
+    Source,
+    Target,
+)
+
+# XT_EXTENSION_MAXNAMELEN less the terminating zero.
+CHAIN_NAME_MAX = 28
+ALL_BITS = 0xFFFFFFFF
+PORT_MAX = 0xFFFF
+
+_BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_ADDRESS = rf"{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}"
+_PREFIX = rf"{_ADDRESS}/(?:3[0-2]|[12]?\d)"
+_INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}"  # a trailing + would mean "any name that begins so"
+_PORT = r"(?:0|[1-9]\d{0,4})"
+_HEX = r"0x(?:0|[1-9a-f][0-9a-f]{0,7})"
+_NAME = rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{CHAIN_NAME_MAX - 1}}}"
+
+# iptables-save prints -s -d -i -o -p first and the modules after them; ours stand in this one order.
+_RULE = re.compile(
+    rf"(?:-s ({_PREFIX}) )?(?:-d ({_PREFIX}) )?(?:-i ({_INTERFACE}) )?(?:-o ({_INTERFACE}) )?"
+    rf"(?:-p (tcp|udp) -m \5 --dport ({_PORT}) )?"
+    rf"(?:-m mark --mark ({_HEX})(?:/(?!0xf{{8}} )({_HEX}))? )?"
+    rf"(?:-m conntrack --ctstate (DNAT) --ctorigdst ({_ADDRESS}) )?"
+    rf"-j (?:DNAT --to-destination ({_ADDRESS})(?::({_PORT}))?"
+    rf"|SNAT --to-source ({_ADDRESS})( --random-fully)?"
+    rf"|MARK --set-xmark ({_HEX})/({_HEX})"
+    rf"|({_NAME}))",
+    re.ASCII,
+).fullmatch
+_CHAIN = re.compile(_NAME, re.ASCII).fullmatch
+
+# Targets that may stand without options; the kernel's tools refuse chains with the name of a target.
+_EXTENSIONS = {
+    *("ACCEPT", "RETURN", "QUEUE", "AUDIT", "CHECKSUM", "CLASSIFY", "CT", "DNAT", "ECN", "LOG", "MARK", "MASQUERADE"),
+    *("NFLOG", "NFQUEUE", "NOTRACK", "REDIRECT", "REJECT", "SNAT", "SYNPROXY", "TRACE"),
+}
+_DROP = Drop()
+
+
+def render_rule(rule: AnyRule) -> str:
+    """The text after ``-A CHAIN``, exactly as iptables-save prints it.
+
+    Raises ValueError for a rule that would not be read back as the same one: a name with a blank or a newline in
+    it, matches out of order, a value out of range.
+    """
+    if isinstance(rule, Foreign):
+        if "\n" in rule.text or "\0" in rule.text:
+            raise ValueError(f"not one line: {rule.text!r}")
+        return rule.text
+    text = " ".join((*map(_match, rule.matches), _target(rule.target)))
+    if parse_rule(text) != rule:
+        raise ValueError(f"not a rule that iptables-save could print: {text!r}")
+    return text
+
+
+def _match(match: Match) -> str:  # noqa: PLR0911 -- one line a match
+    match match:
+        case Source(prefix):
+            return f"-s {prefix}"
+        case Destination(prefix):
+            return f"-d {prefix}"
+        case InInterface(name):
+            return f"-i {name}"
+        case OutInterface(name):
+            return f"-o {name}"
+        case DestinationPort(protocol, port):
+            return f"-p {protocol} -m {protocol} --dport {port}"
+        case Mark(value, mask):
+            return f"-m mark --mark {value:#x}" if mask == ALL_BITS else f"-m mark --mark {value:#x}/{mask:#x}"
+        case Conntrack(state, orig_dst):
+            return f"-m conntrack --ctstate {state} --ctorigdst {orig_dst}"
+
+
+def _target(target: Target) -> str:
+    match target:
+        case Jump(chain):
+            return f"-j {chain}"
+        case Dnat(address, port):
+            return f"-j DNAT --to-destination {address}" + ("" if port is None else f":{port}")
+        case Snat(address, random_fully):
+            return f"-j SNAT --to-source {address}" + (" --random-fully" if random_fully else "")
+        case SetMark(value, mask):
+            return f"-j MARK --set-xmark {value:#x}/{mask:#x}"
+        case Drop():
+            return "-j DROP"
+
+
+@lru_cache(maxsize=1 << 16)  # a table is read before and after every change, and most of it is as it was
+def parse_rule(text: str) -> AnyRule:
+    """The rule that iptables-save printed as ``text`` (after ``-A CHAIN``).
+
+    ``-j NAME`` alone is read as a jump to a chain unless NAME is a well-known target; only ``parse_save`` knows
+    which chains there are.
+    """
+    found = _RULE(text)
+    if found is None:
+        return Foreign(text)
+    src, dst, iif, oif, proto, dport, mark, mask, state, orig, *action = found.groups()
+    target = _parse_target(action)
+    if target is None or (dport and int(dport) > PORT_MAX):
+        return Foreign(text)
+    matches: list[Match] = []
+    if src:
+        matches.append(Source(src))
+    if dst:
+        matches.append(Destination(dst))
+    if iif:
+        matches.append(InInterface(iif))
+    if oif:
+        matches.append(OutInterface(oif))
+    if proto:
+        matches.append(DestinationPort(proto, int(dport)))
+    if mark:
+        matches.append(Mark(int(mark, 16), int(mask, 16) if mask else ALL_BITS))
+    if state:
+        matches.append(Conntrack(state, orig))
+    return Rule(tuple(matches), target)
+
+
+def _parse_target(groups: list[str]) -> Target | None:
+    """The groups of the target's part of the pattern; None where it is no target of ours."""
+    dnat, port, snat, random_fully, xmark, mask, name = groups
+    if dnat:
+        number = int(port) if port else None
+        return None if number is not None and number > PORT_MAX else Dnat(dnat, number)
+    if snat:
+        return Snat(snat, random_fully is not None)
+    if xmark:
+        return SetMark(int(xmark, 16), int(mask, 16))
+    if name == "DROP":
+        return _DROP
+    return None if name in _EXTENSIONS else Jump(name)
+
+
+def parse_save(text: str) -> Ruleset:
+    """What iptables-save printed, of one table or of several; comments, counters and policies are passed over.
+
+    Raises ValueError on a line that iptables-save does not print.
+    """
+    chains: dict[ChainRef, list[AnyRule]] = {}
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("-A "):
+            _, chain, *rule = line.split(" ", 2)
+            chains[ChainRef(table, chain)].append(parse_rule(rule[0] if rule else ""))
+        elif line.startswith("["):  # [packets:bytes] -A ..., as -c prints it
+            _, _, chain, *rule = line.split(" ", 3)
+            chains[ChainRef(table, chain)].append(parse_rule(rule[0] if rule else ""))
+        elif line.startswith(":"):
+            chains[ChainRef(table, line[1:].partition(" ")[0])] = []
+        elif line.startswith("*"):
+            table = line[1:].rstrip()
+        elif line and not line.startswith("#") and line != "COMMIT":
+            raise ValueError(f"not a line of iptables-save: {line!r}")
+    return Ruleset({ref: tuple(_known_jumps(ref.table, rules, chains)) for ref, rules in chains.items()})
+
+
+def _known_jumps(table: str, rules: Iterable[AnyRule], chains: Mapping[ChainRef, object]) -> Iterator[AnyRule]:
+    """A jump to a chain that is not there is a target that we do not know."""
+    for rule in rules:
+        if isinstance(rule, Rule) and isinstance(rule.target, Jump) and (table, rule.target.chain) not in chains:
+            yield Foreign(" ".join((*map(_match, rule.matches), _target(rule.target))))
+        else:
+            yield rule
+
+
+def render_save(ruleset: Ruleset) -> str:
+    """The ruleset as iptables-save prints it: tables and user-defined chains by name, built-in chains first."""
+    tables: dict[str, dict[str, Rules]] = {}
+    for ref, rules in ruleset.chains.items():
+        tables.setdefault(ref.table, {})[ref.chain] = rules
+    return "".join(line + "\n" for table in sorted(tables) for line in _save_table(table, tables[table]))
+
+
+def _save_table(table: str, chains: Mapping[str, Rules]) -> Iterator[str]:
+    builtin = [name for name in BUILTIN.get(table, ()) if name in chains]
+    ordered = [*builtin, *sorted(chains.keys() - set(builtin))]
+    yield f"*{table}"
+    yield from (f":{_chain(name)} {'ACCEPT' if name in builtin else '-'} [0:0]" for name in ordered)
+    for name in ordered:
+        yield from (f"-A {name} {render_rule(rule)}".rstrip() for rule in chains[name])
+    yield "COMMIT"
+
+
+def render_restore(table: str, edits: Sequence[ChainEdit]) -> str:
+    """What to feed to ``iptables-restore --noflush`` to make the edits, all of them or none.
+
+    Raises ValueError for an edit of another table and for names that would not stay one word.
+    """
+    lengths: dict[str, int] = {}  # of the chains whose length is known, so that a rule at the end is appended
+    lines = [line for edit in edits for line in _edit_lines(_of_table(table, edit), lengths)]
+    return "\n".join((f"*{_chain(table)}", *lines, "COMMIT", ""))
+
+
+def _of_table(table: str, edit: ChainEdit) -> ChainEdit:
+    if edit.ref.table != table:
+        raise ValueError(f"{edit} is not an edit of the table {table}")
+    return edit
+
+
+def _edit_lines(edit: ChainEdit, lengths: dict[str, int]) -> Iterator[str]:
+    chain = _chain(edit.ref.chain)
+    match edit:
+        case NewChain():
+            # Not ":NAME - [0:0]": that would flush a chain which stands, instead of being refused.
+            lengths[chain] = 0
+            yield f"-N {chain}"
+        case DeleteChain():
+            yield from (f"-F {chain}", f"-X {chain}")
+        case InsertRule(_, index, rule):
+            # -I N walks the chain to its N-th rule, -A does not.
+            where = f"-A {chain}" if lengths.get(chain) == index else f"-I {chain} {index + 1}"
+            if chain in lengths:
+                lengths[chain] += 1
+            yield f"{where} {render_rule(rule)}"
+        case DeleteRule(_, index, _):
+            if chain in lengths:
+                lengths[chain] -= 1
+            yield f"-D {chain} {index + 1}"
+        case ReplaceRules(_, rules):
+            lengths[chain] = len(rules)
+            yield f"-F {chain}"
+            yield from (f"-A {chain} {render_rule(rule)}" for rule in rules)
+
+
+def _chain(name: str) -> str:
+    if not _CHAIN(name):
+        raise ValueError(f"not a chain name: {name!r}")
+    return name

@@ -75,11 +75,15 @@ def touches_links(plan: Plan) -> bool:
 
 
 def snapshot(plan: Plan, before: Actual) -> Desired:
-    """``before`` as statements about everything that the plan touches, and about nothing else."""
+    """``before`` as statements about everything that the plan touches.
+
+    Once it touches a link, that is every address and route: the kernel takes some away of its own accord (the
+    routes of a deleted address, the secondaries of a primary one), and these must come back too.
+    """
     chains: dict[ChainRef, Rules | None] = {}
     hooks: dict[tuple[ChainRef, Rule], bool] = {}
-    addresses: dict[AddressKey, bool] = {}
-    routes: dict[RouteKey, RouteEntry | None] = {}
+    addresses: dict[AddressKey, bool] = dict.fromkeys(before.addresses, True) if touches_links(plan) else {}
+    routes: dict[RouteKey, RouteEntry | None] = dict(before.routes) if touches_links(plan) else {}
     arp: dict[str, bool] = {}
     promote: dict[str, bool] = {}
     for step in plan.steps:

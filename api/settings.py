@@ -1,0 +1,60 @@
+"""The environment variables that configure the daemon; each is documented in the README."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from rules.desired import ArpPolicy
+
+IptablesChoice = Literal["auto", "legacy", "nft"]
+
+
+class BadSetting(ValueError):
+    """An environment variable says something that cannot be."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the daemon lives and how it behaves."""
+
+    run_dir: Path
+    state_dir: Path
+    env_file: Path
+    iptables: IptablesChoice
+    arp: ArpPolicy
+    listen: str | None
+    token_file: Path | None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Read NATGW_*; an empty value counts as absent. Raises BadSetting naming the variable."""
+        token_file = environment.get("NATGW_TOKEN_FILE")
+        return cls(
+            run_dir=Path(environment.get("NATGW_RUN_DIR") or "/run/natgw"),
+            state_dir=Path(environment.get("NATGW_STATE_DIR") or "/var/lib/natgw"),
+            env_file=Path(environment.get("NATGW_ENV_FILE") or "/etc/kube-ovn/nat-gateway.env"),
+            iptables=cast(IptablesChoice, _one_of(environment, "NATGW_IPTABLES", get_args(IptablesChoice))),
+            arp=cast(ArpPolicy, _one_of(environment, "NATGW_ARP", get_args(ArpPolicy))),
+            listen=environment.get("NATGW_LISTEN") or None,
+            token_file=Path(token_file) if token_file else None,
+        )
+
+
+def _one_of(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
+    value = environment.get(name) or choices[0]
+    if value not in choices:
+        raise BadSetting(f"{name}={value!r}: must be one of {', '.join(choices)}")
+    return value
+
+
+def interfaces_file(path: Path) -> dict[str, str]:
+    """The NAME=value lines of the env file that ``init`` left; empty where there is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    pairs = (line.partition("=") for line in lines if not line.lstrip().startswith("#"))
+    return {name.strip(): value.strip().strip("\"'") for name, separator, value in pairs if separator}

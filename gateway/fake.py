@@ -1,0 +1,159 @@
+"""An in-memory kernel that rejects what the real one rejects; shipped, for tests and dry thinking.
+
+It keeps the semantics that have bitten: deleting a primary address takes its secondaries along unless
+promote_secondaries is set, a next hop must be on-link, switching ARP empties the neighbour table, and a
+table edit is all or nothing. ``faults`` injects failures between any two kernel steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_interface, ip_network
+
+from gateway.ports import LinksReading, Refused
+from rules.apply import Rejected, apply_edits
+from rules.flows import Flow, FlowFilter
+from rules.ruleset import BUILTIN, ChainEdit, ChainRef, Rules, Ruleset
+from rules.state import (
+    AddAddress,
+    AddressKey,
+    DeleteAddress,
+    DeleteRoute,
+    LinkState,
+    LinkStep,
+    ReplaceRoute,
+    RouteEntry,
+    RouteKey,
+    SetArp,
+    SetPromoteSecondaries,
+)
+
+Fault = Callable[[str], None]
+
+
+@dataclass
+class FakeKernel:
+    """One namespace. ``faults`` is called with a description before each step and may raise."""
+
+    links: dict[str, LinkState] = field(default_factory=dict)
+    addresses: dict[AddressKey, bool] = field(default_factory=dict)
+    routes: dict[RouteKey, RouteEntry] = field(default_factory=dict)
+    chains: dict[ChainRef, Rules] = field(default_factory=dict)
+    conntrack: list[Flow] = field(default_factory=list)
+    faults: Fault | None = None
+    writes: int = 0
+
+    def __post_init__(self) -> None:
+        for table, names in BUILTIN.items():
+            for name in names:
+                self.chains.setdefault(ChainRef(table, name), ())
+
+    @classmethod
+    def gateway_pod(cls, vpc: str = "eth0", external: str = "net1") -> FakeKernel:
+        """A namespace as Kube-OVN's CNI leaves it: both interfaces up, addressed, default by the external one."""
+        kernel = cls()
+        for index, (name, address) in enumerate(((vpc, "10.0.1.254/24"), (external, "192.168.0.11/24")), start=2):
+            kernel.links[name] = LinkState(index, f"02:00:00:00:00:{index:02x}", True, True, 1400, False)
+            kernel.addresses[AddressKey(name, address)] = False
+        kernel.routes[RouteKey("0.0.0.0/0")] = RouteEntry(external, "192.168.0.1", protocol=3)
+        return kernel
+
+    def step(self, what: str) -> None:
+        """Count a kernel write and let a fault happen before it."""
+        if self.faults:
+            self.faults(what)
+        self.writes += 1
+
+
+@dataclass
+class FakeFirewall:
+    """``Firewall`` over a FakeKernel."""
+
+    kernel: FakeKernel
+    variant: str = "legacy"
+
+    def read(self, tables: Collection[str]) -> Ruleset:
+        return Ruleset({ref: rules for ref, rules in self.kernel.chains.items() if ref.table in tables})
+
+    def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
+        step = f"edit table {table}"
+        self.kernel.step(step)
+        try:
+            self.kernel.chains = apply_edits(table, self.kernel.chains, edits)
+        except Rejected as error:
+            raise Refused(step, str(error), retryable=False) from error
+
+
+@dataclass
+class FakeLinks:
+    """``Links`` over a FakeKernel."""
+
+    kernel: FakeKernel
+
+    def read(self) -> LinksReading:
+        return LinksReading(dict(self.kernel.links), dict(self.kernel.addresses), dict(self.kernel.routes))
+
+    def commit(self, steps: Sequence[LinkStep]) -> None:
+        for step in steps:
+            self.kernel.step(str(step))
+            self._apply(step)
+
+    def _apply(self, step: LinkStep) -> None:
+        match step:
+            case AddAddress(key):
+                self._link(key.interface, step)
+                self.kernel.addresses.setdefault(key, True)
+            case DeleteAddress(key):
+                self._delete_address(key)
+            case ReplaceRoute(key, entry):
+                self._link(entry.interface, step)
+                self._reachable(entry, step)
+                self.kernel.routes[key] = entry
+            case DeleteRoute(key, _):
+                self.kernel.routes.pop(key, None)
+            case SetArp(interface, on):
+                self.kernel.links[interface] = replace(self._link(interface, step), arp=on)
+            case SetPromoteSecondaries(interface, on):
+                self.kernel.links[interface] = replace(self._link(interface, step), promote_secondaries=on)
+
+    def _link(self, name: str, step: LinkStep) -> LinkState:
+        if name not in self.kernel.links:
+            raise Refused(str(step), f"no such interface {name}", retryable=True)
+        return self.kernel.links[name]
+
+    def _delete_address(self, key: AddressKey) -> None:
+        if key not in self.kernel.addresses:
+            return
+        network = ip_interface(key.address).network
+        mine = [other for other in self.kernel.addresses if other.interface == key.interface]
+        same = [other for other in mine if ip_interface(other.address).network == network]
+        takes_all = same[0] == key and not self.kernel.links[key.interface].promote_secondaries
+        for gone in same if takes_all else [key]:
+            del self.kernel.addresses[gone]
+
+    def _reachable(self, entry: RouteEntry, step: LinkStep) -> None:
+        if entry.via is None or entry.onlink:
+            return
+        on_link = (ip_interface(k.address).network for k in self.kernel.addresses if k.interface == entry.interface)
+        via = ip_address(entry.via)
+        if not any(via in ip_network(network) for network in on_link):
+            raise Refused(str(step), "Network is unreachable", retryable=True)
+
+
+@dataclass
+class FakeFlows:
+    """``Flows`` over a FakeKernel."""
+
+    kernel: FakeKernel
+
+    def matching(self, filters: Iterable[FlowFilter]) -> Iterable[Flow]:
+        wanted = tuple(filters)
+        return [flow for flow in self.kernel.conntrack if any(f.matches(flow) for f in wanted)]
+
+    def delete(self, flows: Iterable[Flow]) -> int:
+        gone = [flow for flow in dict.fromkeys(flows) if flow in self.kernel.conntrack]
+        for flow in gone:
+            self.kernel.step("delete a tracked connection")
+            self.kernel.conntrack.remove(flow)
+        return len(gone)

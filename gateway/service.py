@@ -1,0 +1,384 @@
+"""The single writer: one thread that takes every change, in order, through the one operation.
+
+Faces queue an edit (a pure function from spec to spec) and wait for its Outcome. The thread edits, makes
+the kernel equal the result, stores it, announces new addresses and forgets stale connections, then answers.
+What follows a committed change (store, flows) and fails is retried forward and keeps readiness false; it
+never undoes the change.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any, Literal, Protocol
+
+from gateway import transaction
+from gateway.ports import Clock, Refused
+from gateway.status import (
+    ArpStatus,
+    ConflictStatus,
+    Counts,
+    ErrorStatus,
+    LinkStatus,
+    Status,
+    TransactionCounts,
+)
+from gateway.store import Store
+from gateway.transaction import Kernel
+from rules.adopt import adopt
+from rules.desired import Facts
+from rules.flows import FlowFilter, is_stale, suspects
+from rules.spec import GatewaySpec, Interfaces
+from rules.state import Actual, Plan
+
+log = logging.getLogger(__name__)
+
+Edit = Callable[[GatewaySpec | None], GatewaySpec]
+
+RETRY_SECONDS = 1.0
+
+
+class Announcing(Protocol):
+    """What the service asks of the ARP announcer (``gateway.arp.announcer.Announcer``)."""
+
+    def announce(self, interface: str, addresses: Iterable[IPv4Address]) -> int: ...
+
+    def withdraw(self, interface: str, addresses: Iterable[IPv4Address]) -> None: ...
+
+    def standing(self, interface: str) -> frozenset[IPv4Address]: ...
+
+    def conflicts(self) -> Mapping[str, tuple[Any, ...]]: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one change did: the spec that stands now, the steps taken, and what followed."""
+
+    spec: GatewaySpec
+    plan: Plan
+    flows_deleted: int = 0
+    announced: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One queued change."""
+
+    edit: Edit
+    by: str
+    dry_run: bool
+    announce: tuple[str, ...]
+    future: Future[Outcome]
+
+
+class Service:
+    """The gateway of one namespace. ``start`` recovers the last state; ``close`` leaves the kernel forwarding."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        announcer: Announcing,
+        store: Store,
+        clock: Clock,
+        *,
+        facts: Facts,
+        interfaces: Interfaces | None = None,
+        version: str = "",
+    ) -> None:
+        self._kernel = kernel
+        self._announcer = announcer
+        self._store = store
+        self._clock = clock
+        self._facts = facts
+        self._interfaces = interfaces
+        self._version = version
+        self._started = clock.monotonic()
+        # A job to do, a request to look at the links again, or None: the end.
+        self._jobs: queue.SimpleQueue[_Job | Literal["look"] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._spec: GatewaySpec | None = None
+        self._actual = Actual()
+        self._error: ErrorStatus | None = None
+        self._counts = TransactionCounts()
+        self._generation = 0
+        self._unapplied = False  # the kernel is not known to equal the spec
+        self._unsaved = False
+        self._unflushed: list[GatewaySpec] = []
+
+    # --- any thread ---------------------------------------------------------------------------------------
+
+    @property
+    def variant(self) -> str:
+        """The iptables variant in use: legacy or nft."""
+        return self._kernel.firewall.variant
+
+    @property
+    def spec(self) -> GatewaySpec | None:
+        """The last committed spec; None before ``init``."""
+        return self._spec
+
+    @property
+    def ready(self) -> bool:
+        """Whether the kernel equals the spec and nothing that follows a change is outstanding."""
+        return not self._pending()
+
+    def start(self) -> Future[Outcome | None]:
+        """Start the writer; the future is done when the last state stands again (None: there was none)."""
+        recovered: Future[Outcome | None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(recovered,), name="writer", daemon=True)
+        self._thread.start()
+        return recovered
+
+    def links_changed(self) -> None:
+        """Tell that an interface came, went or changed: the status follows, and what waited for it is tried again."""
+        self._jobs.put("look")
+
+    def close(self) -> None:
+        """Finish what is queued and end the writer. The kernel goes on forwarding."""
+        self._jobs.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+    def change(
+        self, edit: Edit, *, by: str, dry_run: bool = False, announce: Collection[str] = ()
+    ) -> Future[Outcome]:
+        """Queue one change: ``edit`` takes the spec that stands then and returns the wanted one.
+
+        ``by`` is who asked, for the log. ``announce`` names EIPs to announce once more even if nothing
+        changes. The future raises what ``edit`` raised (Conflict, NotInitialized), or Refused, in which case
+        kernel and spec are as before.
+        """
+        future: Future[Outcome] = Future()
+        self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future))
+        return future
+
+    def status(self) -> Status:
+        """One look at the gateway, without touching the kernel."""
+        spec = self._spec
+        interfaces = (spec.interfaces if spec else self._interfaces) or Interfaces()
+        external = self._actual.links.get(interfaces.external)
+        pending = self._pending()
+        return Status(
+            ready=not pending,
+            initialized=spec is not None,
+            version=self._version,
+            variant=self.variant,
+            interfaces=interfaces,
+            links={
+                name: LinkStatus(up=link.up, arp=link.arp, mac=link.mac, mtu=link.mtu)
+                for name, link in self._actual.links.items()
+                if name in (interfaces.vpc, interfaces.external)
+            },
+            arp=ArpStatus(policy=self._facts.arp, on=external is not None and external.arp),
+            counts=_counts(spec),
+            conflicts=[
+                ConflictStatus(
+                    interface=interface,
+                    address=str(c.address),
+                    mac=c.mac,
+                    first_seen=c.first_seen,
+                    last_seen=c.last_seen,
+                    count=c.count,
+                )
+                for interface, conflicts in self._announcer.conflicts().items()
+                for c in conflicts
+            ],
+            last_error=self._error,
+            pending=pending,
+            generation=self._generation,
+            transactions=self._counts,
+            uptime_seconds=self._clock.monotonic() - self._started,
+        )
+
+    def _pending(self) -> list[str]:
+        waiting = {
+            "kernel does not equal the spec": self._unapplied,
+            "spec is not on disk": self._unsaved,
+            "stale connections are not deleted": bool(self._unflushed),
+        }
+        return [what for what, is_so in waiting.items() if is_so]
+
+    # --- the writer thread --------------------------------------------------------------------------------
+
+    def _run(self, recovered: Future[Outcome | None]) -> None:
+        self._recover(recovered)
+        while True:
+            try:
+                job = self._jobs.get(timeout=RETRY_SECONDS if self._pending() else None)
+            except queue.Empty:
+                self._catch_up()
+                continue
+            if job is None:
+                return
+            if job == "look":
+                self._catch_up()
+            else:
+                self._serve(job)
+
+    def _serve(self, job: _Job) -> None:
+        """Answer one job; whatever goes wrong is the asker's answer, never the writer's end."""
+        if not job.future.set_running_or_notify_cancel():
+            return
+        try:
+            outcome = self._transact(job)
+        except BaseException as error:  # noqa: BLE001 -- handed to the asker, who raises it
+            self._failed(job.by, error)
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(outcome)
+
+    def _transact(self, job: _Job) -> Outcome:
+        begun = self._clock.monotonic()
+        old = self._spec
+        new = job.edit(old)
+        if job.dry_run:
+            actual = transaction.read(self._kernel)
+            return Outcome(new, transaction.plan(new, self._facts, actual))
+        plan = transaction.apply(self._kernel, new, self._facts)
+        announced = self._committed(old, new, plan, job.announce)
+        flows = self._flush()
+        seconds = self._clock.monotonic() - begun
+        if plan or new != old:
+            log.info("%s: %d steps, %d flows ended, %.1f ms", job.by, len(plan.steps), flows, seconds * 1000)
+        return Outcome(new, plan, flows, announced, seconds)
+
+    def _committed(
+        self, old: GatewaySpec | None, new: GatewaySpec, plan: Plan, asked: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Book a change that stands in the kernel: spec, announcements, disk."""
+        self._unapplied = False
+        changed = bool(plan) or new != old
+        self._counts = _counted(self._counts, "committed" if changed else "unchanged")
+        if changed:
+            self._generation += 1
+        if new != old:
+            self._spec = new
+            self._unflushed.append(old or GatewaySpec())
+            self._unsaved = True
+        if plan or not self._actual.links:
+            self._look()
+        announced = self._announce(old, asked)
+        self._save()
+        return announced
+
+    def _look(self) -> None:
+        links = self._kernel.links.read()
+        self._actual = Actual(links=links.links, addresses=links.addresses, routes=links.routes)
+
+    def _announce(self, old: GatewaySpec | None, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """Announce what is new on the external interface, and what was asked for; forget what is gone."""
+        if self._spec is None:
+            return ()
+        external = self._spec.interfaces.external
+        link = self._actual.links.get(external)
+        held = {
+            IPv4Address(key.address.partition("/")[0]) for key in self._actual.addresses if key.interface == external
+        }
+        standing = self._announcer.standing(external)
+        if old is not None and old.interfaces.external != external:
+            self._announcer.withdraw(old.interfaces.external, self._announcer.standing(old.interfaces.external))
+        self._announcer.withdraw(external, standing - held)
+        if link is None or not link.arp:
+            self._announcer.withdraw(external, standing)
+            return ()
+        due = (held - standing) | (held & {IPv4Address(a) for a in asked})
+        if due:
+            self._announcer.announce(external, sorted(due))
+        return tuple(str(a) for a in sorted(due))
+
+    def _save(self) -> None:
+        if not self._unsaved or self._spec is None:
+            return
+        try:
+            self._store.save(self._spec)
+        except OSError as error:
+            log.error("the spec cannot be stored: %s; after a restart it will be read from the kernel", error)
+            self._discard_stored()
+        else:
+            self._unsaved = False
+
+    def _discard_stored(self) -> None:
+        try:
+            self._store.forget()
+        except OSError as error:
+            log.error("the outdated stored spec cannot be removed: %s", error)
+
+    def _flush(self) -> int:
+        """Delete the connections that changes since the last success made stale."""
+        if self._spec is None or not self._unflushed:
+            return 0
+        new = self._spec
+        filters: list[FlowFilter] = [f for old in self._unflushed for f in suspects(old, new)]
+        try:
+            found = self._kernel.flows.matching(dict.fromkeys(filters)) if filters else ()
+            stale = [flow for flow in found if any(is_stale(flow, old, new) for old in self._unflushed)]
+            deleted = self._kernel.flows.delete(stale)
+        except Refused as error:
+            log.error("stale connections stay for now: %s", error)
+            return 0
+        self._unflushed.clear()
+        return deleted
+
+    def _recover(self, recovered: Future[Outcome | None]) -> None:
+        """Make the last stored spec stand again or, without one, adopt what the kernel's own rules say."""
+        try:
+            spec = self._store.load()
+            if spec is None:
+                spec = adopt(transaction.read(self._kernel), self._interfaces)
+                self._unsaved = spec is not None
+            self._spec = spec
+            self._unapplied = spec is not None
+            recovered.set_result(self._restore() if spec else None)
+        except Refused as error:
+            self._failed("restore", error)
+            recovered.set_result(None)
+        except BaseException as error:  # noqa: BLE001 -- handed to whoever started the service
+            recovered.set_exception(error)
+
+    def _restore(self) -> Outcome:
+        if self._spec is None:
+            raise RuntimeError("nothing to restore")
+        plan = transaction.apply(self._kernel, self._spec, self._facts)
+        announced = self._committed(self._spec, self._spec, plan, ())
+        log.info("restored: %d steps", len(plan.steps))
+        return Outcome(self._spec, plan, 0, announced)
+
+    def _catch_up(self) -> None:
+        """Look at the links again, and try again what is outstanding."""
+        try:
+            self._look()
+            if self._unapplied and self._spec is not None:
+                self._restore()
+            self._save()
+            self._flush()
+        except Refused as error:
+            self._failed("retry", error)
+
+    def _failed(self, by: str, error: BaseException) -> None:
+        if not isinstance(error, Refused):
+            return
+        if isinstance(error, transaction.NotReverted):
+            self._unapplied = self._spec is not None
+        repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error))
+        self._counts = _counted(self._counts, "failed")
+        self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error), retryable=error.retryable)
+        if not repeated:
+            log.error("%s: %s", by, error)
+
+
+def _counts(spec: GatewaySpec | None) -> Counts:
+    if spec is None:
+        return Counts()
+    kinds = (spec.eips, spec.fips, spec.dnats, spec.snats, spec.routes)
+    eips, fips, dnats, snats, routes = (len(kind) for kind in kinds)
+    return Counts(eips=eips, fips=fips, dnats=dnats, snats=snats, routes=routes)
+
+
+def _counted(counts: TransactionCounts, name: str) -> TransactionCounts:
+    return counts.model_copy(update={name: getattr(counts, name) + 1})

@@ -1,0 +1,131 @@
+"""The one operation: make the kernel equal this spec, or leave it exactly as it was.
+
+Read, compare, commit, re-read what was touched, verify; on any refusal go back to the reading taken
+before. Going back is the same comparison with the old reading as the wanted state, so it also repairs a
+half-applied batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.ports import Firewall, Flows, Links, Refused
+from rules.delta import delta, touched_tables, touches_links, undo
+from rules.desired import Facts, desired
+from rules.ruleset import Ruleset
+from rules.spec import GatewaySpec
+from rules.state import Actual, EditTable, LinkStep, Plan
+
+TABLES = ("mangle", "nat")
+# One pass does it; a second one mends what the kernel itself changed on the way (routes that went with an address).
+PASSES = 3
+
+
+class Unverified(Refused):
+    """The kernel took every step and yet does not look as wanted: somebody else is writing, or it lied."""
+
+    def __init__(self, left: Plan) -> None:
+        super().__init__("verify", f"after commit the kernel still differs: {left.steps[0]}", retryable=True)
+        self.left = left
+
+
+class NotReverted(Refused):
+    """A change was refused and what had been done of it could not be undone: the kernel matches neither state."""
+
+    def __init__(self, cause: Exception, undoing: Refused) -> None:
+        super().__init__("revert", f"{undoing}; it followed a refusal: {cause}", retryable=True)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The ports that a transaction needs."""
+
+    firewall: Firewall
+    links: Links
+    flows: Flows
+
+
+def read(kernel: Kernel) -> Actual:
+    """One reading of everything that a spec can be about."""
+    links = kernel.links.read()
+    return Actual(kernel.firewall.read(TABLES), links.links, links.addresses, links.routes)
+
+
+def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
+    """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
+    for name in (spec.interfaces.vpc, spec.interfaces.external):
+        if name not in actual.links:
+            raise Refused(f"interface {name}", "no such interface", retryable=True)
+    return delta(desired(spec, facts, actual), actual)
+
+
+def apply(kernel: Kernel, spec: GatewaySpec, facts: Facts) -> Plan:
+    """Make the kernel equal ``spec``; returns what was done (empty if nothing was to do).
+
+    Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
+    """
+    before = read(kernel)
+    done = plan(spec, facts, before)
+    try:
+        _converge(kernel, spec, facts, before, done)
+    except Exception as error:
+        _revert(kernel, done, before, error)
+        raise
+    return done
+
+
+def _converge(kernel: Kernel, spec: GatewaySpec, facts: Facts, before: Actual, first: Plan) -> None:
+    left, actual = first, before
+    for _ in range(PASSES):
+        if not left:
+            return
+        _commit(kernel, left)
+        actual = _reread(kernel, left, actual)
+        left = plan(spec, facts, actual)
+    if left:
+        raise Unverified(left)
+
+
+def _revert(kernel: Kernel, done: Plan, before: Actual, cause: Exception) -> None:
+    try:
+        now = read(kernel)
+        for _ in range(PASSES):
+            back = undo(done, before, now)
+            if not back:
+                return
+            _commit(kernel, back)
+            now = read(kernel)
+        if back := undo(done, before, now):
+            raise Unverified(back)
+    except Refused as undoing:
+        raise NotReverted(cause, undoing) from cause
+
+
+def _commit(kernel: Kernel, todo: Plan) -> None:
+    """Carry the steps out in order; neighbouring link steps go as one batch."""
+    batch: list[LinkStep] = []
+    for step in todo.steps:
+        if isinstance(step, EditTable):
+            _flush(kernel, batch)
+            kernel.firewall.edit(step.table, step.edits)
+        else:
+            batch.append(step)
+    _flush(kernel, batch)
+
+
+def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
+    if batch:
+        kernel.links.commit(tuple(batch))
+        batch.clear()
+
+
+def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
+    """The reading with what the plan touched read anew."""
+    ruleset = actual.ruleset
+    if tables := touched_tables(touched):
+        kept = {ref: rules for ref, rules in ruleset.chains.items() if ref.table not in tables}
+        ruleset = Ruleset({**kept, **kernel.firewall.read(tables).chains})
+    if not touches_links(touched):
+        return Actual(ruleset, actual.links, actual.addresses, actual.routes)
+    links = kernel.links.read()
+    return Actual(ruleset, links.links, links.addresses, links.routes)

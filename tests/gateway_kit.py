@@ -1,0 +1,103 @@
+"""A gateway over the shipped fake kernel, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks
+from gateway.service import Service
+from gateway.store import Store
+from gateway.transaction import Kernel
+from rules.desired import ArpPolicy, Facts
+from rules.spec import GatewaySpec, Interfaces
+
+STATE = {
+    "interfaces": {"vpc": "eth0", "external": "net1"},
+    "gatewayV4": "192.168.0.1",
+    "gatewayV6": None,
+    "eips": [{"address": "192.168.0.10/24"}, {"address": "192.168.0.12/24"}],
+    "fips": [{"eip": "192.168.0.12", "internalIp": "10.0.1.5"}],
+    "dnats": [
+        {
+            "eip": "192.168.0.10",
+            "externalPort": 8888,
+            "protocol": "tcp",
+            "internalIp": "10.0.1.10",
+            "internalPort": 80,
+        }
+    ],
+    "snats": [{"eip": "192.168.0.10", "internalCIDR": "10.0.1.0/24", "randomFully": True}],
+    "routes": [{"cidr": "10.0.2.0/24", "nextHopIP": "10.0.1.1"}],
+}
+
+
+def example() -> GatewaySpec:
+    """A spec with one object of every kind."""
+    return GatewaySpec.model_validate(STATE)
+
+
+class ManualClock:
+    """A clock that moves only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now + 1_700_000_000
+
+
+@dataclass
+class RecordingAnnouncer:
+    """Keeps what was announced and what stands."""
+
+    announced: list[tuple[str, str]] = field(default_factory=list)
+    held: dict[str, set[IPv4Address]] = field(default_factory=dict)
+
+    def announce(self, interface: str, addresses: Iterable[IPv4Address]) -> int:
+        listed = list(addresses)
+        self.announced += [(interface, str(a)) for a in listed]
+        self.held.setdefault(interface, set()).update(listed)
+        return len(listed)
+
+    def withdraw(self, interface: str, addresses: Iterable[IPv4Address]) -> None:
+        self.held.setdefault(interface, set()).difference_update(set(addresses))
+
+    def standing(self, interface: str) -> frozenset[IPv4Address]:
+        return frozenset(self.held.get(interface, set()))
+
+    def conflicts(self) -> Mapping[str, tuple[Any, ...]]:
+        return {}
+
+
+def ports(kernel: FakeKernel) -> Kernel:
+    """The fake kernel behind the three ports of a transaction."""
+    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel))
+
+
+@dataclass
+class Gateway:
+    """A service with everything around it within reach."""
+
+    service: Service
+    kernel: FakeKernel
+    announcer: RecordingAnnouncer
+
+
+def gateway(
+    directory: Path, kernel: FakeKernel | None = None, *, arp: ArpPolicy = "auto", interfaces: Interfaces | None = None
+) -> Gateway:
+    """A started service over a fake kernel (by default one as a pod has it) and a store in ``directory``."""
+    kernel = kernel or FakeKernel.gateway_pod()
+    announcer = RecordingAnnouncer()
+    service = Service(
+        ports(kernel), announcer, Store(directory), ManualClock(), facts=Facts(arp), interfaces=interfaces, version="test"
+    )
+    service.start().result(timeout=10)
+    return Gateway(service, kernel, announcer)

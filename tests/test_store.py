@@ -1,0 +1,65 @@
+"""The store keeps the last good spec, and says so when it does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway.store import Store
+from rules.spec import GatewaySpec
+from tests.gateway_kit import example
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state")
+    assert store.load() is None
+    store.save(example())
+    assert Store(tmp_path / "state").load() == example()
+
+
+def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state")
+    store.save(example())
+    assert store.path.stat().st_mode & 0o077 == 0
+    assert store.path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_the_generation_before_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(example())
+    store.save(GatewaySpec())
+    (tmp_path / "spec.json.1").replace(store.path)
+    assert store.load() == example()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "format", "shape", "empty"])
+def test_a_damaged_file_is_set_aside_and_reported(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    store.save(example())
+    text = store.path.read_text()
+    document = json.loads(text)
+    damaged = {
+        "truncate": text[: len(text) // 2],
+        "flip": text.replace("10.0.1.5", "10.0.1.6"),
+        "format": json.dumps(document | {"format": 99}),
+        "shape": json.dumps([1, 2]),
+        "empty": "",
+    }[damage]
+    store.path.write_text(damaged)
+    assert store.load() is None
+    assert (tmp_path / "spec.json.corrupt").read_text() == damaged
+    assert not store.path.exists()
+    assert "set aside" in caplog.text
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(example())
+    (tmp_path / "spec.json.new").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        store.save(GatewaySpec())
+    assert store.load() == example()

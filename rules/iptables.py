@@ -65,6 +65,7 @@ _RULE = re.compile(
     rf"|({_NAME}))",
     re.ASCII,
 ).fullmatch
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
 _CHAIN = re.compile(_NAME, re.ASCII).fullmatch
 
 # Targets that may stand without options; the kernel's tools refuse chains with the name of a target.
@@ -177,7 +178,7 @@ def parse_save(text: str) -> Ruleset:
     """
     chains: dict[ChainRef, list[AnyRule]] = {}
     table = ""
-    for line in text.splitlines():
+    for line in _lines(text):
         if line.startswith("-A "):
             _, chain, *rule = line.split(" ", 2)
             chains[ChainRef(table, chain)].append(parse_rule(rule[0] if rule else ""))
@@ -191,6 +192,18 @@ def parse_save(text: str) -> Ruleset:
         elif line and not line.startswith("#") and line != "COMMIT":
             raise ValueError(f"not a line of iptables-save: {line!r}")
     return Ruleset({ref: tuple(_known_jumps(ref.table, rules, chains)) for ref, rules in chains.items()})
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines of iptables-save; a comment in quotes may hold newlines, which are printed as they are."""
+    begun = ""
+    for part in text.split("\n"):
+        line = begun + part
+        if '"' in line and not line.startswith("#") and _ESCAPED.sub("", line).count('"') % 2:
+            begun = line + "\n"
+        else:
+            begun = ""
+            yield line
 
 
 def _known_jumps(table: str, rules: Iterable[AnyRule], chains: Mapping[ChainRef, object]) -> Iterator[AnyRule]:
@@ -216,7 +229,9 @@ def _save_table(table: str, chains: Mapping[str, Rules]) -> Iterator[str]:
     yield f"*{table}"
     yield from (f":{_chain(name)} {'ACCEPT' if name in builtin else '-'} [0:0]" for name in ordered)
     for name in ordered:
-        yield from (f"-A {name} {render_rule(rule)}".rstrip() for rule in chains[name])
+        for rule in chains[name]:
+            text = rule.text if isinstance(rule, Foreign) else render_rule(rule)
+            yield f"-A {name} {text}".rstrip()
     yield "COMMIT"
 
 

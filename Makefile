@@ -31,7 +31,7 @@ check: setup ## linters, types and import arrows; no network, no root
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 test: setup-test check ## make check, then every test: pure ones, and real packets in network namespaces (root)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -99,8 +99,10 @@ install_python() {
         "$python" -m venv --clear .venv
     fi
     say "installing the locked Python dependencies into .venv"
-    # PYTHONPATH and PIP_USER of the caller would put or find packages elsewhere.
-    local pip=(env -u PYTHONPATH -u PIP_USER -u PIP_TARGET -u PIP_PREFIX .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input install)
+    # What the caller set for pip to install elsewhere does not apply here. PEP 517 also for python-iptables, which still
+    # has a setup.py only: an old pip would run that directly, with a page of warnings.
+    local pip=(env -u PYTHONPATH -u PIP_USER -u PIP_TARGET -u PIP_PREFIX PIP_USE_PEP517=1
+        .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input install)
     "${pip[@]}" --require-hashes -r requirements-build.lock
     # No build isolation: what is built from source is built with the backend just pinned, not with the newest one.
     "${pip[@]}" --no-build-isolation --require-hashes -r requirements-dev.lock

@@ -146,11 +146,21 @@ def test_no_window_holds_more_than_burst_and_rate_allow(
     assert all(count <= times <= count + len(calls) for times in counts.values())
 
 
-def test_a_new_address_does_not_wait_behind_a_backlog() -> None:
+@pytest.mark.parametrize("moment", [0.1, 0.5, 0.777, 2.5])
+def test_new_addresses_do_not_wait_behind_a_backlog(moment: float) -> None:
     schedule = up()
     announce(schedule, many(5000), START)
-    run(schedule, START, START + 0.5)
-    assert times(announce(schedule, [EIP], START + 0.5)) == [0.5]
+    run(schedule, START, START + moment)
+    schedule.due(START + moment)
+    new = many(20, "192.168.0.1")
+    assert [who for _, who, _ in announce(schedule, new, START + moment)] == new
+
+
+def test_asking_again_does_not_postpone_a_repeat() -> None:
+    schedule = up(Timing(interval=0.1, spacing=1.0))
+    sent = announce(schedule, [EIP], START) + announce(schedule, [EIP], START + 0.05)
+    sent += run(schedule, START + 0.05, START + 60)
+    assert times(sent) == [0, 0.1, 0.2]
 
 
 def test_an_address_in_the_backlog_that_is_asked_for_goes_out_and_is_not_sent_twice_for_it() -> None:

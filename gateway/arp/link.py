@@ -123,15 +123,21 @@ class Monitor:
     def receive(self) -> list[Link]:
         """All that has been reported since the last call, oldest first. Raises LinksLost if some is missing."""
         links: list[Link] = []
+        lost = False
         while True:
             try:
                 links += parse(self._socket.recv(_DATAGRAM))
             except BlockingIOError:
-                return links
+                break
             except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    raise LinksLost from error
-                raise
+                if error.errno != errno.ENOBUFS:
+                    raise
+                # Told before the messages that did fit. They are read off, not left for later: by then they
+                # would overrule, with an older truth, what has been read anew.
+                lost = True
+        if lost:
+            raise LinksLost
+        return links
 
     def close(self) -> None:
         """Give the descriptor back; twice is once."""

@@ -35,7 +35,7 @@ class Timing:
     count: int = 3
     interval: float = 1.0
     spacing: float = 1.0
-    """Shortest time between two announcements of one address, however often it is asked for."""
+    """Shortest time from an announcement of an address to one more for the asking, or for a link that flaps."""
     rate: float = 1000.0
     burst: int = 50
 

@@ -532,6 +532,25 @@ def test_a_peer_that_is_gone_is_not_polled() -> None:
     assert not any(sent.poll for at, sent in bench.sent if sent.state is DOWN)
 
 
+def test_a_poll_dies_with_its_peer() -> None:
+    bench = in_state(INIT)
+    bench.hear(UP)
+    assert bench.last.poll
+    bench.run(300 * MS)
+    assert (bench.session.state, bench.last.poll) == (DOWN, False)
+
+
+def test_required_min_rx_reduced_in_two_steps_follows_the_finals() -> None:
+    bench = up(replace(FAST, required_min_rx=500 * MS), desired_min_tx=10 * MS)
+    bench.did(bench.session.configure(replace(FAST, required_min_rx=200 * MS), bench.now))
+    bench.did(bench.session.configure(replace(FAST, required_min_rx=50 * MS), bench.now))
+    bench.hear(UP, desired_min_tx=10 * MS, final=True)
+    assert bench.session.detection_time == 600 * MS, "only the first step is known to have arrived"
+    bench.run(100 * MS)
+    bench.hear(UP, desired_min_tx=10 * MS, final=True)
+    assert bench.session.detection_time == 150 * MS
+
+
 def test_final_without_a_poll_under_way_changes_nothing() -> None:
     bench = up()
     before = bench.session.transmit_interval

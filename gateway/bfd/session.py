@@ -193,7 +193,7 @@ class Session:
             return Output(discard=Discard.AUTHENTICATION)
         if self.state is not State.DOWN:
             return Output(discard=Discard.STALE_DISCRIMINATOR)
-        self._learn(replace(packet, state=self.remote.state, demand=False), now)
+        self._learn(replace(packet, state=self.remote.state), now)
         return replace(self._output(now, None), discard=Discard.STALE_DISCRIMINATOR)
 
     def tick(self, now: int) -> Output:

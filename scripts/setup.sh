@@ -33,6 +33,12 @@ missing_packages() {
     done | sort -u
 }
 
+# Run a command that talks too much: what it said is shown only if it fails.
+quietly() {
+    local output
+    output=$("$@" </dev/null 2>&1) || { printf '%s\n' "$output" >&2; return 1; }
+}
+
 # Some packages bring a daemon (frr, bird2). The tests start their own; a package must not start one on this machine.
 # policy-rc.d is what Debian asks before it starts a service; an existing one is the administrator's, and kept.
 apt_install() {
@@ -45,7 +51,7 @@ apt_install() {
         chmod 755 $policy
     fi
     # The package lists may be absent, or too old to name files that still exist: then, and only then, refresh them.
-    "${install[@]}" </dev/null >/dev/null 2>&1 || { "${apt[@]}" update && "${install[@]}" </dev/null; } || return
+    "${install[@]}" </dev/null >/dev/null 2>&1 || { "${apt[@]}" update && quietly "${install[@]}"; } || return
     if [ -d /run/systemd/system ]; then
         case " $* " in
         *' frr '*) systemctl --quiet disable frr ;;&

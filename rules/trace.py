@@ -1,0 +1,282 @@
+"""One packet's walk through a ruleset: what each rule does to it, and what becomes of it.
+
+The walk is that of the first packet of a connection which arrives on an interface (IPv4): mangle and nat
+PREROUTING, routing, then mangle INPUT and nat INPUT for what is ours, else mangle FORWARD, mangle POSTROUTING and
+nat POSTROUTING. The filter table is not looked at. Tests assert packets' fates by it; ``natgw explain`` prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Literal
+
+from rules.iptables import render_rule
+from rules.ruleset import (
+    AnyRule,
+    ChainRef,
+    Conntrack,
+    Destination,
+    DestinationPort,
+    Dnat,
+    Drop,
+    Foreign,
+    InInterface,
+    Jump,
+    Mark,
+    Match,
+    OutInterface,
+    Rule,
+    Ruleset,
+    SetMark,
+    Snat,
+    Source,
+    Target,
+)
+from rules.state import Actual, AddressKey, RouteEntry, RouteKey
+
+Verdict = Literal["forwarded", "local", "dropped", "no route"]
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """An IPv4 packet on its way. ``protocol`` is tcp, udp, icmp …; ports are 0 where it has none."""
+
+    protocol: str
+    src: str
+    sport: int
+    dst: str
+    dport: int
+    in_interface: str
+    mark: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {_endpoint(self.src, self.sport)} -> {_endpoint(self.dst, self.dport)}"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What routing needs to know: own addresses, routes, and whether interfaces do ARP.
+
+    The routes to the subnets of the own addresses need not be listed.
+    """
+
+    addresses: Iterable[AddressKey] = ()
+    routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
+    arp: Mapping[str, bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, actual: Actual) -> Host:
+        """The facts of one reading of the kernel."""
+        return cls(actual.addresses, actual.routes, {name: link.arp for name, link in actual.links.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that happened. ``index`` (from 0) and ``rule`` are None where no single rule did it."""
+
+    ref: ChainRef | None
+    index: int | None
+    rule: AnyRule | None
+    what: str
+
+    def __str__(self) -> str:
+        if self.ref is None:
+            return self.what
+        if self.index is None or self.rule is None:
+            return f"{self.ref.table} {self.ref.chain}: {self.what}"
+        return f"{self.ref.table} {self.ref.chain} rule {self.index + 1} [{render_rule(self.rule)}]: {self.what}"
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of ``packet``: it ends or leaves as ``final``. Not ``certain`` if foreign rules had a say."""
+
+    packet: Packet
+    final: Packet
+    verdict: Verdict
+    out_interface: str | None
+    next_hop: str | None
+    steps: tuple[Step, ...]
+    certain: bool = True
+
+    @property
+    def outcome(self) -> tuple[Verdict, Packet, str | None, str | None]:
+        """The fate without the way to it: equal for two rulesets that treat the packet alike."""
+        return self.verdict, self.final, self.out_interface, self.next_hop
+
+    @property
+    def reply(self) -> tuple[Packet, Packet] | None:
+        """The answer as it comes in and as it is passed on, with both translations undone; None if there is none."""
+        if self.verdict not in ("forwarded", "local"):
+            return None
+        came = self.out_interface or self.packet.in_interface
+        return _reversed(self.final, came), _reversed(self.packet, came)
+
+    def describe(self) -> list[str]:
+        """The walk, one readable line for each step, and how it ends."""
+        lines = [f"{self.packet} comes in by {self.packet.in_interface}", *map(str, self.steps), self._end()]
+        if self.reply is not None and len(set(self.reply)) > 1:
+            lines.append("the answer, {}, becomes {}".format(*self.reply))
+        if not self.certain:
+            lines.append("uncertain: foreign rules stand in the way, taken here as not matching")
+        return lines
+
+    def _end(self) -> str:
+        if self.verdict == "forwarded":
+            hop = f" to {self.next_hop}" if self.next_hop else ""
+            return f"{self.final} leaves by {self.out_interface}{hop}"
+        return (
+            f"{self.final}: " + {"local": "for this host", "dropped": "dropped", "no route": "no route"}[self.verdict]
+        )
+
+
+class Uncertain(Exception):
+    """A foreign rule stands in the packet's way, and what it does is not known."""
+
+
+def trace(packet: Packet, ruleset: Ruleset, host: Host, *, strict: bool = False) -> Fate:
+    """Walk the packet through; with ``strict`` a foreign rule on the way raises Uncertain."""
+    return _Walk(packet, ruleset, host, strict).run()
+
+
+class _Walk:
+    """One packet under way: what it looks like by now, and what has happened."""
+
+    def __init__(self, packet: Packet, ruleset: Ruleset, host: Host, strict: bool) -> None:
+        self.original = packet
+        self.packet = packet
+        self.chains = ruleset.chains
+        self.host = host
+        self.strict = strict
+        self.out: RouteEntry | None = None
+        self.steps: list[Step] = []
+        self.certain = True
+
+    def run(self) -> Fate:
+        if not self.pass_hooks("PREROUTING"):
+            return self.fate("dropped")
+        if (holder := self.holder()) is not None:
+            self.note(f"routing: {self.packet.dst} is an address of {holder}")
+            return self.fate("local" if self.pass_hooks("INPUT") else "dropped")
+        found = route(self.host, self.packet.dst)
+        if found is None:
+            self.note(f"routing: no route to {self.packet.dst}")
+            return self.fate("no route")
+        prefix, self.out = found
+        hop = f" via {self.out.via}" if self.out.via else ""
+        self.note(f"routing: {prefix}{hop} by {self.out.interface}")
+        if not self.pass_hooks("FORWARD", "POSTROUTING"):
+            return self.fate("dropped")
+        if not self.host.arp.get(self.out.interface, True):
+            self.note(f"ARP is off on {self.out.interface}: the packet comes back until its TTL ends")
+        return self.fate("forwarded")
+
+    def fate(self, verdict: Verdict) -> Fate:
+        out, via = (self.out.interface, self.out.via) if self.out and verdict == "forwarded" else (None, None)
+        return Fate(self.original, self.packet, verdict, out, via, tuple(self.steps), self.certain)
+
+    def note(self, what: str) -> None:
+        self.steps.append(Step(None, None, None, what))
+
+    def holder(self) -> str | None:
+        own = (key.interface for key in self.host.addresses if key.address.partition("/")[0] == self.packet.dst)
+        return next(own, None)
+
+    def pass_hooks(self, *hooks: str) -> bool:
+        """Through each hook's tables by priority, mangle (-150) before nat (±100); False where it is dropped."""
+        for hook in hooks:
+            for table in ("mangle", "nat"):
+                if isinstance(self.pass_chain(ChainRef(table, hook)), Drop):
+                    return False
+        return True
+
+    def pass_chain(self, ref: ChainRef) -> Target | None:
+        """Rule by rule; what ended the packet's way through this table, if anything did."""
+        for index, rule in enumerate(self.chains.get(ref, ())):
+            if isinstance(rule, Foreign):
+                self.meet_foreign(ref, index, rule)
+            elif all(map(self.matches, rule.matches)) and (end := self.act(ref, index, rule)):
+                return end
+        return None
+
+    def meet_foreign(self, ref: ChainRef, index: int, rule: Foreign) -> None:
+        if self.strict:
+            raise Uncertain(f"{ref.table} {ref.chain} rule {index + 1} is foreign: {rule.text}")
+        self.certain = False
+        self.steps.append(Step(ref, index, rule, "a foreign rule, not interpreted"))
+
+    def act(self, ref: ChainRef, index: int, rule: Rule) -> Target | None:
+        """Let the rule's target act on the packet; what ended the table, if anything did."""
+        match rule.target:
+            case Jump(chain):
+                self.steps.append(Step(ref, index, rule, f"on to {chain}"))
+                return self.pass_chain(ChainRef(ref.table, chain))
+            case SetMark(value, mask):
+                self.packet = replace(self.packet, mark=(self.packet.mark & ~mask) ^ value)
+                self.steps.append(Step(ref, index, rule, f"mark becomes {self.packet.mark:#x}"))
+                return None
+            case Dnat(address, port):
+                self.packet = replace(self.packet, dst=address, dport=self.packet.dport if port is None else port)
+                what = f"destination becomes {_endpoint(self.packet.dst, self.packet.dport)}"
+            case Snat(address, random_fully):
+                self.packet = replace(self.packet, src=address)
+                what = f"source becomes {address}, " + ("any port" if random_fully else "the same port if it is free")
+            case Drop():
+                what = "dropped"
+        self.steps.append(Step(ref, index, rule, what))
+        return rule.target
+
+    def matches(self, match: Match) -> bool:  # noqa: PLR0911 -- one line a match
+        match match:
+            case Source(prefix):
+                return _within(self.packet.src, prefix)
+            case Destination(prefix):
+                return _within(self.packet.dst, prefix)
+            case InInterface(name):
+                return name == self.packet.in_interface
+            case OutInterface(name):
+                return self.out is not None and name == self.out.interface
+            case DestinationPort(protocol, port):
+                return (protocol, port) == (self.packet.protocol, self.packet.dport)
+            case Mark(value, mask):
+                return self.packet.mark & mask == value
+            case Conntrack("DNAT", orig_dst):
+                now, first = (self.packet.dst, self.packet.dport), (self.original.dst, self.original.dport)
+                return now != first and orig_dst == self.original.dst
+            case Conntrack():
+                raise ValueError(f"no such state of a first packet: {match.state}")
+
+
+def route(host: Host, destination: str) -> tuple[str, RouteEntry] | None:
+    """The longest prefix that holds the destination, and where it leads; None without one."""
+    candidates = [(prefix, entry) for prefix, entry in _all_routes(host) if _within(destination, prefix)]
+    return max(candidates, key=lambda found: _network(found[0]).prefixlen, default=None)
+
+
+def _all_routes(host: Host) -> Iterator[tuple[str, RouteEntry]]:
+    for key, entry in host.routes.items():
+        if ":" not in key.prefix:
+            yield key.prefix, entry
+    for address in host.addresses:
+        if ":" not in address.address:
+            yield str(IPv4Interface(address.address).network), RouteEntry(address.interface, None)
+
+
+def _reversed(packet: Packet, in_interface: str) -> Packet:
+    return Packet(packet.protocol, packet.dst, packet.dport, packet.src, packet.sport, in_interface)
+
+
+def _endpoint(address: str, port: int) -> str:
+    return f"{address}:{port}" if port else address
+
+
+@lru_cache(maxsize=4096)
+def _network(prefix: str) -> IPv4Network:
+    return IPv4Network(prefix)
+
+
+def _within(address: str, prefix: str) -> bool:
+    return IPv4Address(address) in _network(prefix)

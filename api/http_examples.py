@@ -1,0 +1,58 @@
+"""The examples of the OpenAPI document; a test sends every one of them."""
+
+from __future__ import annotations
+
+from fastapi.openapi.models import Example
+
+GATEWAY: dict[str, Example] = {
+    "a VPC's gateway": {
+        "summary": "An EIP with a port mapping and source translation, another one as a floating IP",
+        "value": {
+            "interfaces": {"vpc": "eth0", "external": "net1"},
+            "gatewayV4": "192.168.0.1",
+            "gatewayV6": None,
+            "eips": [{"address": "192.168.0.10/24"}, {"address": "192.168.0.12/24"}],
+            "fips": [{"eip": "192.168.0.12", "internalIp": "10.0.1.5"}],
+            "dnats": [
+                {
+                    "eip": "192.168.0.10",
+                    "externalPort": 8888,
+                    "protocol": "tcp",
+                    "internalIp": "10.0.1.10",
+                    "internalPort": 80,
+                }
+            ],
+            "snats": [{"eip": "192.168.0.10", "internalCIDR": "10.0.1.0/24", "randomFully": True}],
+            "routes": [{"cidr": "10.0.2.0/24", "nextHopIP": "10.0.1.1"}],
+        },
+    },
+    "nothing yet": {
+        "summary": "An initialized gateway without objects",
+        "value": {"gatewayV4": "192.168.0.1"},
+    },
+}
+
+COMMANDS: dict[str, Example] = {
+    "publish a web server": {
+        "summary": "An EIP and a port mapping, both or none",
+        "value": [
+            {"op": "init"},
+            {"op": "eip-add", "address": "192.168.0.20/24"},
+            {
+                "op": "dnat-add",
+                "eip": "192.168.0.20",
+                "externalPort": 443,
+                "protocol": "tcp",
+                "internalIp": "10.0.1.10",
+                "internalPort": 8443,
+            },
+        ],
+    },
+    "take an EIP away": {
+        "summary": "Deleting what is not there is no error",
+        "value": [
+            {"op": "snat-del", "eip": "192.168.0.20", "internalCIDR": "10.0.1.0/24"},
+            {"op": "eip-del", "address": "192.168.0.20"},
+        ],
+    },
+}

@@ -1,0 +1,70 @@
+"""What stands before the HTTP face: a limit on the size of requests and, on TCP, a bearer token."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http_problems import problem
+from api.listen import CannotListen, TokenFile
+
+log = logging.getLogger(__name__)
+
+
+class SizeLimit:
+    """Refuses request bodies of more than ``limit`` bytes (413), whether announced or only sent."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+        self._detail = f"the body is larger than {limit} bytes"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self._limit:
+            await problem(413, "too-large", "Too large", self._detail)(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limit:
+                raise HTTPException(413, self._detail)
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class BearerToken:
+    """Lets only requests with the right ``Authorization: Bearer`` pass (RFC 6750); all others get 401."""
+
+    def __init__(self, app: ASGIApp, tokens: TokenFile) -> None:
+        self._app = app
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._admits(Headers(scope=scope).get("authorization", "")):
+            await self._app(scope, receive, send)
+            return
+        headers = {"WWW-Authenticate": "Bearer"}
+        detail = "this listener needs the bearer token of the gateway"
+        await problem(401, "unauthorized", "Unauthorized", detail, headers=headers)(scope, receive, send)
+
+    def _admits(self, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        try:
+            token = self._tokens.read()
+        except CannotListen as error:
+            log.error("requests over TCP are refused: %s", error)
+            return False
+        right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token)
+        return scheme.lower() == "bearer" and right

@@ -1,0 +1,162 @@
+# No postponed annotations here: the handlers below are made for one model each, and FastAPI reads their signatures.
+"""GET, PUT and DELETE on each kind of object, told apart by its identity in the path."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from typing import Annotated, Any
+
+from fastapi import Body, Depends, FastAPI, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator
+from starlette.exceptions import HTTPException
+
+from api.http_gateway import Committer
+from api.http_models import NOT_THERE, WRITE_PROBLEMS, Result
+from api.http_problems import field_error
+from gateway.service import Edit, Service
+from rules.edit import NotInitialized
+from rules.keyed import Keyed
+from rules.spec import Dnat, Eip, Fip, GatewaySpec, IPv4, Port, Protocol, Route, Snat
+
+Key = Any
+
+
+def _network_address4(text: str) -> str:
+    return str(IPv4Address(text))
+
+
+def _network_address(text: str) -> str:
+    return str(ip_address(text))
+
+
+# The address part of a prefix, which may be 0.0.0.0 where a host's may not.
+Network4 = Annotated[str, AfterValidator(_network_address4)]
+Network = Annotated[str, AfterValidator(_network_address)]
+
+
+def _eip(ip: Annotated[IPv4, Path(examples=["192.168.0.10"])]) -> Key:
+    return ip
+
+
+def _fip(eip: IPv4) -> Key:
+    return eip
+
+
+def _dnat(eip: IPv4, port: Port, protocol: Protocol) -> Key:
+    return (eip, port, protocol)
+
+
+def _snat(eip: IPv4, addr: Network4, length: Annotated[int, Path(alias="len", ge=0, le=32)]) -> Key:
+    return (eip, str(IPv4Network(f"{addr}/{length}", strict=False)))
+
+
+def _route(addr: Network, length: Annotated[int, Path(alias="len", ge=0, le=128)]) -> Key:
+    try:
+        return str(ip_network(f"{addr}/{length}", strict=False))
+    except ValueError as error:
+        wrong = {"type": "value_error", "loc": ("path", "len"), "msg": f"{length} is too long for {addr}"}
+        raise RequestValidationError([wrong]) from error
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of object: its collection in the spec, its path, and the fields of the body that the path repeats."""
+
+    name: str
+    title: str
+    path: str
+    model: type[Eip | Fip | Dnat | Snat | Route]
+    key: Callable[..., Key]
+    identity: tuple[str, ...]
+
+    def of(self, spec: GatewaySpec) -> Keyed[Any]:
+        """The spec's objects of this kind."""
+        collection: Keyed[Any] = getattr(spec, self.name)
+        return collection
+
+    def check(self, key: Key, item: Any) -> None:
+        """Path and body must speak of one object; raises a validation error naming the field that differs."""
+        pairs = zip(self.identity, _parts(key), _parts(item.key), strict=True)
+        for field, in_path, in_body in pairs:
+            if in_path != in_body:
+                raise field_error(field, f"{in_body} is not the {in_path} of the path")
+
+
+def _parts(key: Key) -> tuple[object, ...]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+KINDS = (
+    Kind("eips", "EIP", "/{ip}", Eip, _eip, ("address",)),
+    Kind("fips", "floating IP", "/{eip}", Fip, _fip, ("eip",)),
+    Kind("dnats", "DNAT", "/{eip}/{port}/{protocol}", Dnat, _dnat, ("eip", "externalPort", "protocol")),
+    Kind("snats", "SNAT", "/{eip}/{addr}/{len}", Snat, _snat, ("eip", "internalCIDR")),
+    Kind("routes", "route", "/{addr}/{len}", Route, _route, ("cidr",)),
+)
+
+
+def add_items(app: FastAPI, service: Service, commit: Committer) -> None:
+    """Add the routes of all kinds."""
+    for kind in KINDS:
+        _add_reads(app, service, kind)
+        _add_writes(app, commit, kind)
+
+
+def _add_reads(app: FastAPI, service: Service, kind: Kind) -> None:
+    @app.get(f"/v1/{kind.name}", response_model=list[kind.model], name=f"list {kind.name}")  # type: ignore[name-defined]
+    async def listed() -> Any:
+        return list(kind.of(service.spec or GatewaySpec()))
+
+    @app.get(
+        f"/v1/{kind.name}{kind.path}",
+        response_model=kind.model,
+        name=f"get {kind.title}",
+        responses=NOT_THERE,
+    )
+    async def item(key: Annotated[Key, Depends(kind.key)]) -> Any:
+        found = kind.of(service.spec or GatewaySpec()).get(key)
+        if found is None:
+            raise HTTPException(404, f"there is no {kind.title} {'/'.join(map(str, _parts(key)))}")
+        return found
+
+
+def _add_writes(app: FastAPI, commit: Committer, kind: Kind) -> None:
+    path = f"/v1/{kind.name}{kind.path}"
+
+    @app.put(
+        path,
+        name=f"put {kind.title}",
+        description="Creates or replaces the object; path and body must name the same one.",
+        responses={201: {"model": Result, "description": "Created"}, **WRITE_PROBLEMS},
+    )
+    async def put(
+        request: Request,
+        response: Response,
+        key: Annotated[Key, Depends(kind.key)],
+        wanted: Annotated[kind.model, Body(embed=False)],  # type: ignore[name-defined]
+    ) -> Result:
+        kind.check(key, wanted)
+        announce = [wanted.ip] if isinstance(wanted, Eip) else []
+        before, done = await commit(request, _edit(kind, lambda standing: standing.put(wanted)), announce=announce)
+        response.status_code = 200 if key in kind.of(before or GatewaySpec()) else 201
+        return done
+
+    @app.delete(
+        path,
+        status_code=204,
+        name=f"delete {kind.title}",
+        description="Removes the object; one that is not there is no error.",
+        responses=WRITE_PROBLEMS,
+    )
+    async def delete(request: Request, key: Annotated[Key, Depends(kind.key)]) -> None:
+        await commit(request, _edit(kind, lambda standing: standing.drop(key)))
+
+
+def _edit(kind: Kind, change: Callable[[Keyed[Any]], Keyed[Any]]) -> Edit:
+    def edit(spec: GatewaySpec | None) -> GatewaySpec:
+        if spec is None:
+            raise NotInitialized
+        return spec.model_copy(update={kind.name: change(kind.of(spec))})
+
+    return edit

@@ -1,0 +1,19 @@
+"""What the gateway writes into netfilter for a spec, as one ruleset: to read, and to trace packets through."""
+
+from __future__ import annotations
+
+from rules.desired import Facts, desired
+from rules.ruleset import AnyRule, ChainRef, Ruleset
+from rules.spec import GatewaySpec
+from rules.state import Actual
+
+
+def rendered(spec: GatewaySpec, facts: Facts) -> Ruleset:
+    """Our chains with all their rules, and of the built-in chains the jumps to ours."""
+    wanted = desired(spec, facts, Actual())
+    chains: dict[ChainRef, tuple[AnyRule, ...]] = {}
+    for (ref, jump), present in wanted.hooks.items():
+        if present:
+            chains[ref] = (*chains.get(ref, ()), jump)
+    chains |= {ref: rules for ref, rules in wanted.chains.items() if rules is not None}
+    return Ruleset(chains)

@@ -1,0 +1,236 @@
+"""The verbs of nat-gateway.sh: the words of one call to typed commands. Pure.
+
+Kube-OVN's controllers of all releases call the same script with different argument forms, which are told
+apart by their content alone:
+
+- ``init`` with a ``/`` in its word is release 1.12's route (``<service CIDR>,<gateway>``), else it names the
+  interfaces; ``eip-add`` of 1.12 names the external gateway as a second field; ``ext-subnet-route-add`` is 1.12's;
+- ``floating-ip-del`` and ``dnat-del`` up to 1.15 name the backend, too, which is ignored; their fields may be
+  empty where the controller's status was never filled: there is nothing to delete then;
+- protocols come as the user wrote them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter, ValidationError
+
+from api.execwire import BadRequest, Reply, failure, one_line, success
+from rules.commands import Command, EipAdd, Init
+from rules.spec import Interfaces
+
+HELP_WORDS = ("help", "--help", "-h")
+RANDOM_FULLY = "--random-fully"
+_COMMAND: TypeAdapter[Command] = TypeAdapter(Command)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One transaction: the commands in order, and the EIPs that are announced even if nothing changes."""
+
+    commands: tuple[Command, ...]
+    announce: tuple[str, ...] = ()
+
+    @property
+    def initializes(self) -> bool:
+        """Whether this is an ``init``, whose interfaces are kept for later callers."""
+        return any(isinstance(command, Init) for command in self.commands)
+
+
+@dataclass(frozen=True)
+class IptablesVersion:
+    """The question which iptables is in use: the daemon knows."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a call means beyond its words: its environment, and the interfaces in use (before ``init``: the usual)."""
+
+    environment: Mapping[str, str]
+    interfaces: Interfaces
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: its rules and purpose as ``help`` says them, and what its words mean (raising BadRequest)."""
+
+    rules: str
+    summary: str
+    commands: Callable[[Sequence[str], Context], list[Command]]
+
+
+def parse(
+    words: Sequence[str], environment: Mapping[str, str], interfaces: Interfaces | None = None
+) -> Change | IptablesVersion | Reply:
+    """What one call asks for, or the reply where nothing is to be done; never raises.
+
+    ``interfaces`` are those in use: they complete an environment that names only one of the two to ``init``.
+    """
+    name = words[0] if words else ""
+    if name in HELP_WORDS:
+        return success(help_text())
+    if name == "get-iptables-version":
+        return IptablesVersion()
+    verb = VERBS.get(name)
+    if verb is None:
+        return Reply(code=1, stdout=f"Unknown command {one_line(name)}\n{help_text()}")
+    try:
+        commands = verb.commands(words[1:], Context(environment, interfaces or Interfaces()))
+        gateways = _gateways(environment)
+    except BadRequest as error:
+        return failure(f"{name} {error}")
+    # The environment's gateways go first, so that a rule that names its gateway wins; only init precedes them.
+    after_init = sum(isinstance(command, Init) for command in commands[:1])
+    commands[after_init:after_init] = gateways
+    return Change(tuple(commands), tuple(command.ip for command in commands if isinstance(command, EipAdd)))
+
+
+def help_text() -> str:
+    """All verbs with their rules."""
+    forms = [(f"{name} {verb.rules}".rstrip(), verb.summary) for name, verb in VERBS.items()]
+    forms += [("get-iptables-version", "print which iptables is in use"), ("help", "print this")]
+    width = max(len(form) for form, _ in forms)
+    lines = (f"  {form:{width}}  {summary}\n" for form, summary in forms)
+    return f"Usage: nat-gateway.sh COMMAND [RULE ...]\nSeveral rules are one transaction.\n{''.join(lines)}"
+
+
+# --- what words mean --------------------------------------------------------------------------------------
+
+
+def _command(word: str, op: str, **fields: object) -> Command:
+    """One command. Raises BadRequest that repeats the word and names the first field that is wrong."""
+    for name, value in fields.items():
+        if name.endswith("Port") and not (isinstance(value, str) and value.isascii() and value.isdigit()):
+            raise BadRequest(f"{word}: {name}: {value!r} is not a port number")
+    try:
+        return _COMMAND.validate_python({"op": op, **fields})
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in wrong["loc"][1:])
+        raise BadRequest(f"{word}: {field}: {wrong['msg'].removeprefix('Value error, ')}") from None
+
+
+def _named(word: str, fields: Sequence[str]) -> dict[str, str]:
+    """The word's values by field name; BadRequest where there are fewer. Further values are left out."""
+    values = word.split(",")
+    if len(values) < len(fields):
+        raise BadRequest(f"{word}: {fields[len(values)]} is missing")
+    named = dict(zip(fields, values, strict=False))
+    if "eip" in named:  # Every release's script takes an EIP with its prefix length, too.
+        named["eip"] = named["eip"].partition("/")[0]
+    return named
+
+
+def _each(rule: Callable[[str], list[Command]]) -> Callable[[Sequence[str], Context], list[Command]]:
+    """A verb each of whose words is a rule of its own."""
+    return lambda words, _context: [command for word in words for command in rule(word)]
+
+
+def _adds(op: str, *fields: str) -> Callable[[Sequence[str], Context], list[Command]]:
+    """A verb that adds one object per word, which has exactly these fields."""
+
+    def rule(word: str) -> list[Command]:
+        named = _named(word, fields)
+        if word.count(",") >= len(fields):
+            raise BadRequest(f"{word}: more than {len(fields)} fields ({','.join(fields)})")
+        return [_command(word, op, **named)]
+
+    return _each(rule)
+
+
+def _deletes(op: str, *fields: str) -> Callable[[Sequence[str], Context], list[Command]]:
+    """A verb that deletes one object per word, which begins with the fields of the object's identity."""
+
+    def rule(word: str) -> list[Command]:
+        if not word.strip(","):
+            return []
+        named = _named(word, fields)
+        nothing = any(not value.partition("/")[0] for value in named.values())
+        return [] if nothing else [_command(word, op, **named)]
+
+    return _each(rule)
+
+
+def _eip_add(word: str) -> list[Command]:
+    address, _, gateway = word.partition(",")
+    command = _command(word, "eip-add", address=address)
+    return [_command(word, "set-gateways", gatewayV4=gateway), command] if gateway else [command]
+
+
+def _snat_add(word: str) -> list[Command]:
+    eip, cidr, *option = word.split(",") if "," in word else (word, "")
+    if option not in ([], [""], [RANDOM_FULLY]):
+        raise BadRequest(f"{word}: after internalCIDR only {RANDOM_FULLY} may follow")
+    named = _named(f"{eip},{cidr}", ("eip", "internalCIDR"))
+    return [_command(word, "snat-add", **named, randomFully=option == [RANDOM_FULLY])]
+
+
+def _external_route(word: str) -> list[Command]:
+    # The external subnet itself is reached through the EIPs' prefix; the script made the gateway the default route.
+    named = _named(word, ("cidr", "gateway"))
+    return [_command(word, "set-gateways", gatewayV4=named["gateway"])]
+
+
+def _nothing(_words: Sequence[str], _context: Context) -> list[Command]:
+    return []
+
+
+def _init(words: Sequence[str], context: Context) -> list[Command]:
+    named = [word for word in words if word.strip(",") and "/" not in word]
+    routes = [word for word in words if "/" in word]
+    if len(named) > 1:
+        raise BadRequest(f"{' '.join(named)}: the interfaces are named twice")
+    if named:
+        pair: dict[str, str] = _named(named[0], ("vpc", "external"))
+    else:
+        pair = _interfaces_of(context)
+    init = _command(named[0] if named else "", "init", interfaces=pair or None)
+    return [init, *(_command(word, "subnet-route-add", **_named(word, ("cidr", "nextHopIP"))) for word in routes)]
+
+
+def _interfaces_of(context: Context) -> dict[str, str]:
+    """The interfaces that the environment names, one of them completed by what is in use."""
+    vpc = context.environment.get("VPC_INTERFACE")
+    external = context.environment.get("EXTERNAL_INTERFACE")
+    if not vpc and not external:
+        return {}
+    return {"vpc": vpc or context.interfaces.vpc, "external": external or context.interfaces.external}
+
+
+def _gateways(environment: Mapping[str, str]) -> list[Command]:
+    """The external gateways that the call's environment names; an empty one changes nothing."""
+    fields = (("GATEWAY_V4", "gatewayV4"), ("GATEWAY_V6", "gatewayV6"))
+    return [
+        _command(f"{name}={environment[name]}", "set-gateways", **{field: environment[name]})
+        for name, field in fields
+        if environment.get(name)
+    ]
+
+
+VERBS: Mapping[str, Verb] = {
+    "init": Verb("[VPC_IF,EXTERNAL_IF]", "make the gateway ready; first of all", _init),
+    "subnet-route-add": Verb(
+        "CIDR,GATEWAY", "reach a subnet of the VPC", _adds("subnet-route-add", "cidr", "nextHopIP")
+    ),
+    "subnet-route-del": Verb("CIDR", "forget a subnet of the VPC", _deletes("subnet-route-del", "cidr")),
+    "ext-subnet-route-add": Verb("CIDR,GATEWAY", "name the external gateway", _each(_external_route)),
+    "ext-subnet-route-del": Verb("CIDR", "nothing: the gateway stays", _nothing),
+    "eip-add": Verb("IP/LENGTH[,GATEWAY]", "put an external address up and announce it", _each(_eip_add)),
+    "eip-del": Verb("IP/LENGTH", "take an external address down", _deletes("eip-del", "address")),
+    "floating-ip-add": Verb(
+        "EIP,INTERNAL_IP", "map an EIP and an internal address both ways", _adds("floating-ip-add", "eip", "internalIp")
+    ),
+    "floating-ip-del": Verb("EIP", "delete the EIP's floating IP", _deletes("floating-ip-del", "eip")),
+    "dnat-add": Verb(
+        "EIP,PORT,PROTOCOL,INTERNAL_IP,INTERNAL_PORT",
+        "map a port of an EIP",
+        _adds("dnat-add", "eip", "externalPort", "protocol", "internalIp", "internalPort"),
+    ),
+    "dnat-del": Verb(
+        "EIP,PORT,PROTOCOL", "delete a port mapping", _deletes("dnat-del", "eip", "externalPort", "protocol")
+    ),
+    "snat-add": Verb(f"EIP,INTERNAL_CIDR[,{RANDOM_FULLY}]", "give what leaves the EIP as its source", _each(_snat_add)),
+    "snat-del": Verb("EIP,INTERNAL_CIDR", "delete a source translation", _deletes("snat-del", "eip", "internalCIDR")),
+}

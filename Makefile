@@ -23,9 +23,9 @@ setup-test:
 	@scripts/setup.sh test
 
 demo: setup ## build the example VPC in network namespaces, send real packets through it, show the result (root)
-	@trap '$(BIN)/natgw lab down' EXIT; \
-	$(BIN)/natgw lab up -f $(DEMO); \
-	$(BIN)/natgw lab test
+	@$(BIN)/natgw lab up --name demo -f $(DEMO) || { status=$$?; $(BIN)/natgw lab down --name demo || true; exit $$status; }; \
+	trap '$(BIN)/natgw lab down --name demo' EXIT; \
+	$(BIN)/natgw lab test --name demo
 
 check: setup ## linters, types and import arrows; no network, no root
 	@$(BIN)/ruff check .

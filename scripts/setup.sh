@@ -13,7 +13,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # "what must exist:Debian package that brings it"; a bare word is a program in PATH, a path is a file.
 RUN_NEEDS=(
     iptables:iptables iptables-legacy:iptables iptables-legacy-restore:iptables iptables-nft-restore:iptables
-    nft:nftables ip:iproute2 tc:iproute2 conntrack:conntrack sysctl:procps modprobe:kmod
+    nft:nftables ip:iproute2 setsid:util-linux tc:iproute2 conntrack:conntrack sysctl:procps modprobe:kmod
     ping:iputils-ping arping:iputils-arping tcpdump:tcpdump curl:curl
 )
 BUILD_NEEDS=(gcc:gcc /usr/include/stdio.h:libc6-dev)

@@ -1,0 +1,130 @@
+"""World -> the namespaces, links, addresses and routes it is built of, as text for ``ip -batch``. Pure.
+
+Every bridge stands in the hub namespace, so nothing is ever created in the namespace the lab is started from:
+
+    tenant eth0 ── lanN (bridge, hub) ── lanN  VPC router        one namespace per VPC
+                        │
+                   gateway eth0 … net1 ── macvlan on eth1 in the node namespace, as Multus makes it
+                                            │
+    internet eth0 ── inet0  phys  extN ── extN (bridge, hub)     phys is the physical gateway
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+from lab.routing import Frozen, rule_lines
+from lab.world import GatewayPlan, World
+
+
+class Step(Frozen):
+    """``ip`` command lines to run, in order, in one namespace."""
+
+    netns: str
+    lines: tuple[str, ...]
+
+
+def steps(world: World) -> list[Step]:
+    """All links first (they need only the namespaces), then addresses, then routes."""
+    return [
+        *_links(world),
+        *_tenants(world),
+        *_outside(world),
+        *(step for gw in world.gateways for step in _gateway(world, gw)),
+    ]
+
+
+def sysctls(world: World) -> dict[str, tuple[str, ...]]:
+    """``name=value`` for each namespace that needs some.
+
+    Reverse path filtering is off everywhere, since a machine's own setting would otherwise leak into new namespaces.
+    The gateways get what the controller's postStart hook gives them. OVN's routers send no redirects.
+    """
+    loose = ("net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
+    forward = (*loose, "net.ipv4.ip_forward=1")
+    quiet = (*forward, "net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.default.send_redirects=0")
+    settings: dict[str, tuple[str, ...]] = dict.fromkeys(world.namespaces(), loose)
+    settings |= {vpc.netns: quiet for vpc in world.vpcs}
+    settings[world.phys] = quiet
+    settings |= {gw.netns: forward for gw in world.gateways}
+    return settings
+
+
+def _links(world: World) -> Iterator[Step]:
+    """Bridges and veth pairs, made in the hub; the far ends are born in their own namespaces."""
+    port = (f"p{number}" for number in count())
+    lines: list[str] = []
+
+    def bridge(name: str) -> None:
+        lines.extend((f"link add {name} type bridge", f"link set {name} up"))
+
+    def cable(bridge_name: str, far: str, netns: str) -> None:
+        name = next(port)
+        lines.append(f"link add {name} type veth peer name {far} netns {netns}")
+        lines.append(f"link set {name} master {bridge_name} up")
+
+    for vpc in world.vpcs:
+        for lan in vpc.lans:
+            bridge(lan.bridge)
+            cable(lan.bridge, lan.bridge, vpc.netns)
+    for segment in world.segments:
+        bridge(segment.bridge)
+        cable(segment.bridge, segment.bridge, world.phys)
+        cable(segment.bridge, segment.master, world.node)
+    for host in world.hosts:
+        cable(host.bridge, "eth0", host.netns)
+    for gw in world.gateways:
+        cable(gw.bridge, "eth0", gw.netns)
+    yield Step(netns=world.hub, lines=tuple(lines))
+    yield Step(netns=world.phys, lines=(f"link add inet0 type veth peer name eth0 netns {world.internet.netns}",))
+    up = [f"link set {segment.master} up" for segment in world.segments]
+    macvlans = [
+        f"link add link {gw.master} name net1 netns {gw.netns} type macvlan mode {gw.mode}" for gw in world.gateways
+    ]
+    yield Step(netns=world.node, lines=(*up, *macvlans))
+
+
+def _tenants(world: World) -> Iterator[Step]:
+    for vpc in world.vpcs:
+        lines = ["link set lo up"]
+        for lan in vpc.lans:
+            lines.append(f"addr add {lan.gateway}/{lan.cidr.prefixlen} dev {lan.bridge}")
+            lines.append(f"link set {lan.bridge} up")
+        yield Step(netns=vpc.netns, lines=(*lines, *rule_lines(vpc.router)))
+    for host in (*world.hosts, world.internet):
+        yield Step(
+            netns=host.netns,
+            lines=(
+                "link set lo up",
+                f"addr add {host.address} dev eth0",
+                "link set eth0 up",
+                f"route add default via {host.gateway} dev eth0",
+            ),
+        )
+
+
+def _outside(world: World) -> Iterator[Step]:
+    lines = ["link set lo up", f"addr add {world.transit} dev inet0", "link set inet0 up"]
+    for segment in world.segments:
+        lines.extend(f"addr add {address} dev {segment.bridge}" for address in segment.gateways)
+        lines.append(f"link set {segment.bridge} up")
+    yield Step(netns=world.phys, lines=tuple(lines))
+
+
+def _gateway(world: World, gw: GatewayPlan) -> Iterator[Step]:
+    """What the CNI leaves in the pod before the first exec.
+
+    eth0 gets the default route of the tenant subnet; net1's, from the pod's annotations, replaces it. With
+    noDefaultEIP net1 has neither address nor route, and eth0's default stays until the first ``eip-add``.
+    """
+    lines = ["link set lo up", f"addr add {gw.lan} dev eth0", "link set eth0 up"]
+    if gw.external is not None:
+        lines.append(f"addr add {gw.external} dev net1")
+    lines.append("link set net1 up")
+    lines.extend(f"route replace {route.cidr} via {route.via} dev eth0" for route in gw.routes)
+    if gw.external is None:
+        lines.append(f"route replace default via {gw.lan_gateway} dev eth0")
+    else:
+        lines.append(f"route replace default via {gw.external_gateway} dev net1")
+    yield Step(netns=gw.netns, lines=tuple(lines))

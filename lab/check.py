@@ -163,7 +163,8 @@ def _external_networks(m: Manifests) -> Iterator[str]:
         if len(nad.config.master) > 15 or "/" in nad.config.master or nad.config.master == "lo":
             yield f"{nad.title}: {nad.config.master!r} cannot be the name of a NIC."
         if nad.config.provider and nad.config.provider != subnet.provider:
-            yield f"{nad.title}: ipam provider {nad.config.provider!r} is not that of {subnet.title} ({subnet.provider})."
+            told = nad.config.provider
+            yield f"{nad.title}: its ipam provider {told!r} is not that of {subnet.title} ({subnet.provider!r})."
         users[nad.config.master, nad.config.mode].append(gw.name)
     for master, mode in users:
         sharers = [name for (nic, _), names in users.items() if nic == master for name in names]

@@ -234,10 +234,12 @@ def down(book: Book) -> list[str]:
 
     Raises LabError when there is no such lab, or when something of it resists; a second attempt is always safe.
     """
-    record = book.read()
     netns.require(_PROGRAMS)
     with book.locked():
-        return _remove(record.world, book)
+        if not book.file.exists():  # its builder died between claiming the name and writing: nothing was made
+            book.erase()
+            return []
+        return _remove(book.read().world, book)
 
 
 def _remove(world: World, book: Book) -> list[str]:

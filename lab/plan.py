@@ -45,7 +45,7 @@ class Refused(Exception):
 
 
 def netns_name(lab: str, *parts: str) -> str:
-    """A namespace's name, ``<lab>.<part>…``; a very long one ends in a hash. No lab's name holds a dot: none is shared."""
+    """A namespace's name, ``<lab>.<part>…``; a very long one ends in a hash. Lab names hold no dot."""
     name = ".".join((lab, *parts))
     return name if len(name) <= 120 else f"{name[:110]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 

@@ -90,14 +90,18 @@ class Book:
         try:
             return Record.model_validate_json(self.file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise LabError(
-                f"There is no lab {self.name} (natgw lab up -f FILE --name {self.name} makes one)."
-            ) from None
+            raise self._absent() from None
+
+    def _absent(self) -> LabError:
+        return LabError(f"There is no lab {self.name} (natgw lab up -f FILE --name {self.name} makes one).")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lab for building or removing. Raises LabError when another process does."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise self._absent() from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -113,9 +113,7 @@ class ExecServer:
             writer.transport.abort()  # which waits for nobody; nothing is left to be sent
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Reply:
-        user = _peer(writer)
-        if user not in self._users:
-            return failure(f"user {user} may not change this gateway")
+        # Read before refusing anybody: closing on unread bytes would take the answer back.
         try:
             async with asyncio.timeout(self._patience):
                 request = decode_request(await _read_all(reader))
@@ -123,6 +121,9 @@ class ExecServer:
             return failure(f"the request did not end within {self._patience:g} s")
         except BadRequest as error:
             return failure(str(error))
+        user = _peer(writer)
+        if user not in self._users:
+            return failure(f"user {user} may not change this gateway")
         try:
             return await self.handle(request)
         except Exception as error:
@@ -136,10 +137,14 @@ class ExecServer:
                 "this daemon serves a gateway in another network namespace; give each gateway its own NATGW_RUN_DIR"
             )
         standing = self._service.spec
-        # Once initialised, the spec knows its interfaces; what an earlier init left in the file speaks only before.
-        left = {} if standing else interfaces_file(self._env_file)
-        named = {name: value for name, value in request.environment.items() if value}
-        parsed = parse(request.words, {**left, **named}, standing.interfaces if standing else None)
+        environment = {name: value for name, value in request.environment.items() if value}
+        if standing is None and request.words[:1] == ("init",):
+            # Once initialised, the spec knows its interfaces; what an earlier init left speaks only before.
+            try:
+                environment = interfaces_file(self._env_file) | environment
+            except (OSError, ValueError) as error:
+                return failure(f"the interfaces that an earlier init left cannot be read: {error}")
+        parsed = parse(request.words, environment, standing.interfaces if standing else None)
         match parsed:
             case Reply():
                 return parsed

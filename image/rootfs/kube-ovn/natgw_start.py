@@ -25,7 +25,7 @@ def start(run_dir, connect, arguments):
     prints it.
     """
     if arguments[:1] and arguments[0] in HELP:
-        program = "import sys; from api.execwire import help_text; sys.stdout.write(help_text())"
+        program = "import sys; from api.execverbs import help_text; sys.stdout.write(help_text())"
         posix.execv(sys.executable, [sys.executable, "-P", "-c", program])
     make_directory(run_dir)
     lock = posix.open(run_dir + "/start.lock", posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, 0o600)

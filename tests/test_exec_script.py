@@ -1,0 +1,421 @@
+"""nat-gateway.sh as it is run: what it sends, how it ends, and how it starts the daemon.
+
+The daemon here is a stand-in found ahead of the real ``api.main``: the real exec server over a service without
+a kernel. So no test needs root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from api.execverbs import help_text
+from api.execwire import Reply, Request, decode_request
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "image" / "rootfs" / "kube-ovn" / "nat-gateway.sh"
+HERE = os.stat("/proc/self/ns/net").st_ino
+TIMEOUT = 50.0  # seconds; what takes that long hangs
+
+STAND_IN = """
+    import asyncio, os, signal
+    from concurrent.futures import Future
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from api.execserver import ExecServer
+
+    class Service:
+        spec = None
+
+        def change(self, edit, *, by, announce=()):
+            future = Future()
+            try:
+                self.spec = edit(self.spec)
+                future.set_result(SimpleNamespace(spec=self.spec))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+    async def main():
+        run_dir = Path(os.environ["NATGW_RUN_DIR"])
+        (run_dir / "natgw.pid").write_text(str(os.getpid()))
+        with (run_dir / "starts").open("a") as starts:
+            starts.write(f"{os.getpid()}\\n")
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        server = ExecServer(Service(), run_dir, Path(os.environ["NATGW_ENV_FILE"]), "iptables v1.8.9 (legacy)")
+        await server.start()
+        with os.fdopen(int(os.environ["NATGW_READY_FD"]), "wb") as ready:
+            ready.write(b"1\\n")
+        await stop.wait()
+        await server.close()
+
+    asyncio.run(main())
+"""
+
+
+class Gateway:
+    """Directories of one gateway, and a daemon program for its first verb to start."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run_dir = path / "run"
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(path / "lib"),
+            "NATGW_PYTHON": sys.executable,
+            "NATGW_RUN_DIR": str(self.run_dir),
+            "NATGW_STATE_DIR": str(path / "state"),
+            "NATGW_ENV_FILE": str(path / "nat-gateway.env"),
+        }
+        self.daemon(STAND_IN)
+
+    def daemon(self, program: str) -> None:
+        """Have ``python -m api.main`` run this program; the rest of ``api`` stays what it is."""
+        package = self.path / "lib" / "api"
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").write_text(f"__path__.append({str(ROOT / 'api')!r})\n")
+        (package / "main.py").write_text(textwrap.dedent(program))
+
+    def verb(self, *words: str | bytes, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run(["bash", str(SCRIPT), *words], environment)
+
+    def run(
+        self, argv: Sequence[str | bytes], environment: Mapping[str, str] | None = None, cwd: Path = Path("/")
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end of its outputs, as an exec does: until nobody holds them any more."""
+        return subprocess.run(
+            argv,
+            env=self.environment | dict(environment or {}),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+
+    @property
+    def pid(self) -> int:
+        return int((self.run_dir / "natgw.pid").read_text())
+
+    @property
+    def starts(self) -> list[str]:
+        return (self.run_dir / "starts").read_text().split()
+
+    def stop(self) -> None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for pid in self.starts:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    gateway = Gateway(tmp_path)
+    try:
+        yield gateway
+    finally:
+        gateway.stop()
+
+
+class OneCall:
+    """Listens in the daemon's place, takes one request and answers with given bytes."""
+
+    def __init__(self, gateway: Gateway, answer: bytes) -> None:
+        gateway.run_dir.mkdir(mode=0o700)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(gateway.run_dir / "exec.sock"))
+        self._listener.listen()
+        self._listener.settimeout(TIMEOUT)
+        self._answer = answer
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
+        self.received = b""
+
+    def _take(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            while chunk := connection.recv(65536):
+                self.received += chunk
+            connection.sendall(self._answer)
+
+    def request(self) -> Request:
+        """What came in."""
+        self._thread.join(TIMEOUT)
+        self._listener.close()
+        return decode_request(self.received)
+
+
+def ended(done: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
+    return done.returncode, done.stdout, done.stderr
+
+
+def one_line(text: str) -> str:
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+    return text
+
+
+# --- what is sent and what comes back ---------------------------------------------------------------------
+
+
+def test_words_arrive_as_they_are(gateway: Gateway) -> None:
+    call = OneCall(gateway, Reply().encode())
+    words = ("eip-add", "", "a b", "*", "$(id)", "'\"", "line\nbreak", "é")
+    done = gateway.verb(*words, b"\xff", GATEWAY_V4="172.18.0.1", GATEWAY_V6="", VPC_INTERFACE="net3", OTHER="x")
+    assert ended(done) == (0, "", "")
+    assert call.request() == Request(HERE, {"GATEWAY_V4": "172.18.0.1", "VPC_INTERFACE": "net3"}, (*words, "\\xff"))
+
+
+@pytest.mark.parametrize(
+    "reply", [Reply(0, "out\n", ""), Reply(1, "", "err\n"), Reply(7, "x", "y"), Reply(0, "z" * 3_000_000)]
+)
+def test_the_answer_is_passed_on(gateway: Gateway, reply: Reply) -> None:
+    call = OneCall(gateway, reply.encode())
+    assert ended(gateway.verb("x")) == (reply.code, reply.stdout, reply.stderr)
+    call.request()
+
+
+@pytest.mark.parametrize("answer", [b"", b"0", b"0\0", Reply(0, "a", "b").encode()[:-1]])
+def test_an_answer_that_breaks_off_is_a_failure(gateway: Gateway, answer: bytes) -> None:
+    call = OneCall(gateway, answer)
+    code, out, err = ended(gateway.verb("init"))
+    call.request()
+    assert (code, out) == (1, "")
+    assert "ended before it answered" in one_line(err)
+
+
+def test_nobody_reads_the_output(gateway: Gateway) -> None:
+    call = OneCall(gateway, Reply(3, "out\n" * 100_000, "").encode())
+    done = gateway.run(["bash", "-c", f"(bash {SCRIPT} x; echo $? >&2) | true"])
+    assert done.stderr == "3\n"
+    call.request()
+
+
+def test_an_answer_that_never_comes(gateway: Gateway) -> None:
+    client = (SCRIPT.parent / "natgw_verb.py").read_text()
+    assert "DEADLINE_SECONDS = 60\n" in client
+    gateway.run_dir.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(gateway.run_dir / "exec.sock"))
+        listener.listen()
+        impatient = client.replace("DEADLINE_SECONDS = 60\n", "DEADLINE_SECONDS = 1\n")
+        code, out, err = ended(gateway.run([sys.executable, "-I", "-S", "-c", impatient, "init"]))
+    assert (code, out) == (1, "")
+    assert "no answer within 1 s" in one_line(err)
+
+
+def test_the_client_imports_nothing_but_its_socket() -> None:
+    """A controller waits for it once per rule."""
+
+    def modules(*argv: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-B", "-X", "importtime", *argv],
+            env={"NATGW_RUN_DIR": "/proc/self/mem/x"},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        lines = (line for line in done.stderr.splitlines() if line.startswith("import time:"))
+        return {line.rpartition("|")[2].strip() for line in lines}
+
+    assert modules(str(SCRIPT.parent / "natgw_verb.py"), "init") - modules("-c", "pass") <= {"_socket"}
+
+
+# --- how the script is found and finds its Python ---------------------------------------------------------
+
+
+def test_from_anywhere(gateway: Gateway) -> None:
+    link = gateway.path / "link.sh"
+    link.symlink_to(SCRIPT)
+    chain = gateway.path / "chain.sh"
+    chain.symlink_to("link.sh")
+    directory = gateway.path / "kube-ovn"
+    directory.symlink_to(SCRIPT.parent)
+    version = (0, "get-iptables-version\niptables v1.8.9 (legacy)\n", "")
+    for argv, cwd in (
+        (["bash", SCRIPT.name], SCRIPT.parent),
+        (["bash", f"./{SCRIPT.name}"], SCRIPT.parent),
+        (["bash", str(SCRIPT.relative_to(ROOT))], ROOT),
+        (["bash", str(link)], Path("/")),
+        (["bash", "chain.sh"], gateway.path),
+        (["bash", "kube-ovn/nat-gateway.sh"], gateway.path),
+        ([str(SCRIPT)], Path("/")),
+        (["env", "-u", "NATGW_PYTHON", "bash", str(link)], Path("/")),
+        (["env", "-u", "NATGW_PYTHON", "bash", SCRIPT.name], SCRIPT.parent),
+    ):
+        assert ended(gateway.run([*argv, "get-iptables-version"], cwd=cwd)) == version, argv
+    shell = gateway.run(["/bin/bash", "-c", f"bash {SCRIPT} get-iptables-version"])
+    assert ended(shell) == version
+
+
+def test_a_relative_run_dir(gateway: Gateway) -> None:
+    places = {"NATGW_RUN_DIR": "run", "NATGW_STATE_DIR": "state", "NATGW_ENV_FILE": "etc/env"}
+    assert ended(gateway.run(["bash", str(SCRIPT), "init"], places, cwd=gateway.path)) == (0, "", "")
+    assert ended(gateway.verb("eip-add", "172.18.0.20/16")) == (0, "", "")
+    assert (gateway.path / "etc" / "env").exists()
+    assert len(gateway.starts) == 1
+
+
+def test_no_python(gateway: Gateway) -> None:
+    lonely = gateway.path / "a" / "b" / "c"
+    lonely.mkdir(parents=True)
+    shutil.copy(SCRIPT, lonely)
+    code, out, err = ended(gateway.run(["bash", str(lonely / SCRIPT.name), "help"], {"NATGW_PYTHON": ""}))
+    assert (code, out) == (1, "")
+    assert "no Python" in one_line(err)
+    assert "NATGW_PYTHON" in err
+
+
+def test_help_needs_no_daemon(gateway: Gateway) -> None:
+    for word in ("help", "--help", "-h"):
+        assert ended(gateway.verb(word)) == (0, help_text(), "")
+    assert not gateway.run_dir.exists()
+
+
+# --- starting the daemon ----------------------------------------------------------------------------------
+
+
+def test_the_first_verb_starts_it_and_the_next_ones_use_it(gateway: Gateway) -> None:
+    assert ended(gateway.verb("eip-add", "172.18.0.20/16")) == (1, "", "nat gateway not initialized\n")
+    assert ended(gateway.verb("init")) == (0, "", "")
+    assert ended(gateway.verb("eip-add", "172.18.0.20/16")) == (0, "", "")
+    assert len(gateway.starts) == 1
+    assert gateway.run_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_racing_verbs_start_one(gateway: Gateway) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda _: ended(gateway.verb("init")), range(8)))
+    assert set(done) == {(0, "", "")}
+    assert len(gateway.starts) == 1
+
+
+def test_it_holds_nothing_of_the_exec_that_started_it(gateway: Gateway) -> None:
+    readable, writable = os.pipe()
+    started = subprocess.run(  # ends only when both outputs are closed
+        ["bash", str(SCRIPT), "init"],
+        env=gateway.environment | {"GATEWAY_V4": "172.18.0.1", "VPC_INTERFACE": "eth0"},
+        cwd=gateway.path,
+        capture_output=True,
+        pass_fds=[writable],
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert (started.returncode, started.stdout, started.stderr) == (0, b"", b"")
+    os.close(writable)
+    assert os.read(readable, 1) == b""  # nobody holds the other end
+    os.close(readable)
+    process = Path("/proc") / str(gateway.pid)
+    held = {int(fd.name): os.readlink(fd) for fd in (process / "fd").iterdir()}
+    assert held[0] == held[1] == "/dev/null"
+    assert held[2] == str(gateway.run_dir / "natgw.log")
+    assert not [path for path in held.values() if path.startswith("pipe:") or path.endswith("start.lock")]
+    assert os.getsid(gateway.pid) not in (os.getsid(0), gateway.pid)
+    assert os.readlink(process / "cwd") == "/"
+    environment = (process / "environ").read_bytes().split(b"\0")
+    names = {entry.partition(b"=")[0] for entry in environment}
+    assert {b"NATGW_RUN_DIR", b"NATGW_STATE_DIR", b"NATGW_ENV_FILE", b"PATH"} <= names
+    assert not names & {b"GATEWAY_V4", b"VPC_INTERFACE"}
+
+
+def test_closed_standard_descriptors(gateway: Gateway) -> None:
+    done = gateway.run(["bash", "-c", f"bash {SCRIPT} init <&- >&- 2>&-; echo $?"])
+    assert ended(done) == (0, "0\n", "")
+    assert os.readlink(f"/proc/{gateway.pid}/fd/1") == "/dev/null"
+
+
+def test_a_killed_one_is_started_again(gateway: Gateway) -> None:
+    assert ended(gateway.verb("init")) == (0, "", "")
+    os.kill(gateway.pid, signal.SIGKILL)
+    assert ended(gateway.verb("init")) == (0, "", "")
+    assert len(gateway.starts) == 2
+
+
+def test_one_that_ends_at_once_leaves_its_last_words(gateway: Gateway) -> None:
+    gateway.run_dir.mkdir()
+    log = gateway.run_dir / "natgw.log"
+    log.write_text("old news\n")
+    gateway.daemon("import sys; sys.exit('eth0: no such device')")
+    code, out, err = ended(gateway.verb("init"))
+    assert (code, out) == (1, "")
+    assert "did not start: eth0: no such device; see " + str(log) in one_line(err)
+    gateway.daemon("import os; os._exit(1)")
+    code, out, err = ended(gateway.verb("init"))
+    assert (code, out) == (1, "")
+    assert "it left no message" in one_line(err)
+
+
+def test_one_that_cannot_be_imported(gateway: Gateway) -> None:
+    gateway.daemon("import no_such_module_at_all")
+    code, out, err = ended(gateway.verb("init"))
+    assert (code, out) == (1, "")
+    assert "no_such_module_at_all" in one_line(err)
+
+
+def test_a_run_dir_that_cannot_be(gateway: Gateway) -> None:
+    gateway.run_dir.write_text("a file")
+    code, out, err = ended(gateway.verb("init"))
+    assert (code, out) == (1, "")
+    assert str(gateway.run_dir) in one_line(err)
+
+
+def test_a_run_dir_too_long_for_a_socket(gateway: Gateway) -> None:
+    run_dir = gateway.path / ("x" * 120)
+    code, out, err = ended(gateway.verb("init", NATGW_RUN_DIR=str(run_dir)))
+    assert (code, out) == (1, "")
+    assert "too long" in one_line(err)
+
+
+# --- waiting until it is ready ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def natgw_start() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("natgw_start", SCRIPT.parent / "natgw_start.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("said", "closed", "ready"), [(b"1\n", False, True), (b"", True, False), (b"1", True, False)])
+def test_readiness(natgw_start: ModuleType, said: bytes, closed: bool, ready: bool) -> None:
+    readable, writable = os.pipe()
+    try:
+        os.write(writable, said)
+        if closed:
+            os.close(writable)
+        assert natgw_start.wait_ready(readable) is ready
+    finally:
+        os.close(readable)
+        if not closed:
+            os.close(writable)
+
+
+def test_one_that_is_never_ready(natgw_start: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(natgw_start, "READY_SECONDS", 0.1)
+    readable, writable = os.pipe()
+    try:
+        assert natgw_start.wait_ready(readable) is None
+    finally:
+        os.close(readable)
+        os.close(writable)

@@ -1,0 +1,63 @@
+"""What both iptables variants share: reading with ``-save``, and editing one table with ``-restore --noflush``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+from gateway.kernel.tool import run
+from gateway.ports import Refused
+from rules.iptables import parse_save, render_restore
+from rules.ruleset import BUILTIN, AnyRule, ChainEdit, ChainRef, Ruleset
+
+LOCK_SECONDS = 5  # how long the tools and we wait for the xtables lock
+_RESOURCE_PROBLEM = 4  # exit code of iptables: the lock, memory, or a table that changed under it
+_INCOMPATIBLE = "is incompatible, use 'nft' tool."
+
+
+def read(variant: str, tables: Collection[str]) -> Ruleset:
+    """The named tables as ``iptables-<variant>-save`` prints them; built-in chains are there in any case.
+
+    Raises Refused where the tool fails, or where it says that it cannot show a table.
+    """
+    chains: dict[ChainRef, tuple[AnyRule, ...]] = {}
+    for table in tables:
+        argv = [f"iptables-{variant}-save", "-t", table]
+        ended = run(argv)
+        if ended.code:
+            raise _refused(" ".join(argv), ended.code, ended.stderr)
+        if _INCOMPATIBLE in ended.stdout:
+            reason = f"the table {table} holds rules that iptables cannot show; they were written with nft"
+            raise Refused(" ".join(argv), reason, retryable=False)
+        chains.update({ChainRef(table, chain): () for chain in BUILTIN[table]})
+        chains.update(parse_save(ended.stdout).chains)
+    return Ruleset(chains)
+
+
+def edit(variant: str, table: str, edits: Sequence[ChainEdit]) -> None:
+    """Commit the edits of one table as one change; raises Refused, and nothing has changed then."""
+    # A name or a rule that cannot be put into one line is a refusal like the kernel's own.
+    try:
+        text = render_restore(table, edits)
+    except ValueError as error:
+        raise Refused(f"edit table {table}", str(error), retryable=False) from error
+    wait = ["-w", str(LOCK_SECONDS)] if variant == "legacy" else []  # the nft variant has no lock to wait for
+    ended = run([f"iptables-{variant}-restore", "--noflush", *wait], stdin=text)
+    if ended.code:
+        raise _refused(f"edit table {table}", ended.code, _with_line(ended.stderr, text))
+
+
+def _with_line(stderr: str, text: str) -> str:
+    """The complaint, and the line of the input that it speaks of: the legacy tool says no more than its number."""
+    found = re.search(r"line (\d+) failed", stderr)
+    return f"{stderr.rstrip()}: {text.splitlines()[int(found[1]) - 1]}" if found else stderr
+
+
+def _refused(step: str, code: int, stderr: str) -> Refused:
+    return Refused(step, _words(stderr) or f"exit code {code}", retryable=code == _RESOURCE_PROBLEM)
+
+
+def _words(stderr: str) -> str:
+    """The tool's complaint in one line, without what it always says."""
+    lines = (line.strip() for line in stderr.splitlines())
+    return "; ".join(line for line in lines if line and not line.startswith(("# Warning:", "Try `")))

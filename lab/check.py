@@ -55,10 +55,18 @@ def pod_home(m: Manifests, pod: Pod) -> Subnet | None:
     return None
 
 
+def _subnets_known(m: Manifests) -> bool:
+    """Whether every subnet was understood and has its VPC; else "in no subnet" would only echo that."""
+    vpcs = {DEFAULT_VPC, *m.vpcs}
+    return not any(kind in ("Subnet", "Vpc") for kind, _ in m.broken) and all(
+        subnet.external or subnet.vpc_name in vpcs for subnet in m.subnets.values()
+    )
+
+
 def _switched_off(m: Manifests) -> Iterator[str]:
     config = m.config_maps.get(f"kube-system/{_CONFIG}")
     if config is not None and m.gateways and config.data.get("enable-vpc-nat-gw") != "true":
-        yield f"ConfigMap {_CONFIG}: enable-vpc-nat-gw is not 'true', so Kube-OVN would run none of the gateways."
+        yield f"{config.title}: enable-vpc-nat-gw is not 'true', so Kube-OVN would run none of the gateways."
 
 
 def _references(m: Manifests) -> Iterator[str]:
@@ -185,7 +193,7 @@ def _routes(m: Manifests) -> Iterator[str]:
             elif policy.action == "reroute" and policy.next_hop and parse_match(policy.match):
                 hops.append((where, policy.next_hop))
         for where, hop in hops:
-            if not any(hop in cidr for cidr in cidrs):
+            if _subnets_known(m) and not any(hop in cidr for cidr in cidrs):
                 yield f"{vpc.title}: {where}: next hop {hop} is in none of the VPC's subnets."
 
 
@@ -251,7 +259,8 @@ def _rules(m: Manifests) -> Iterator[str]:
         subnets = [s for s in m.subnets.values() if s.vpc_name == gw.vpc and not s.external]
         home = next((s for s in subnets if rule.internal_ip in s.cidr), None)
         if home is None:
-            yield f"{rule.title}: internalIp {rule.internal_ip} is in no subnet of VPC {gw.vpc}."
+            if _subnets_known(m):
+                yield f"{rule.title}: internalIp {rule.internal_ip} is in no subnet of VPC {gw.vpc}."
             continue
         reserved = Pool(home.name, home.cidr, home.gateway_address).refusal(rule.internal_ip)
         if reserved is not None:

@@ -127,8 +127,8 @@ class Kind(Part):
 
     @property
     def title(self) -> str:
-        """How messages call the object, e.g. ``VpcNatGateway gw1``."""
-        return f"{type(self).__name__} {self.name}"
+        """How messages call the object, e.g. ``VpcNatGateway gw1`` or ``Pod ns1/web``."""
+        return f"{type(self).__name__} {self.meta.namespace + '/' if self.namespaced else ''}{self.name}"
 
 
 class StaticRoute(Part):

@@ -20,6 +20,7 @@ from lab.kinds import KUBE_OVN_KINDS, SIMULATED, Kind, Part
 
 K = TypeVar("K", bound=Kind)
 _IGNORED_SECTIONS = frozenset({"apiVersion", "kind", "metadata", "spec", "data", "status"})
+_DUAL_STACK_FIELDS = ("cidrBlock", "gateway", "excludeIps")
 _SEVERAL_DOCUMENTS = frozenset({"Vpc"})
 
 
@@ -195,6 +196,8 @@ def _type(draft: _Draft, result: Manifests) -> None:
     result.problems.extend(sieve.problems)
     if sieve.unsimulated:
         result.notes.append(f"{draft.title}: not simulated: {', '.join(sieve.unsimulated)}.")
+    if draft.kind is kinds.Subnet and any(":" in str(draft.body.get(key, "")) for key in _DUAL_STACK_FIELDS):
+        result.notes.append(f"{draft.title}: IPv6 is not simulated; the IPv4 half is.")
     try:
         typed = draft.kind.model_validate({"meta": draft.meta, **body})
     except ValidationError as error:
@@ -255,7 +258,8 @@ def _sentences(draft: _Draft, error: ValidationError, already: list[str]) -> Ite
     for item in error.errors(include_url=False):
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
         if item["type"] == "missing":
-            if not any(line.startswith(draft.title) and line.endswith(f"did you mean {path}?") for line in already):
+            hint = f"did you mean {item['loc'][-1]}?"
+            if not any(line.startswith(draft.title) and line.endswith(hint) for line in already):
                 yield f"{draft.title}: {path} is missing."
             continue
         message = item["msg"].removeprefix("Value error, ")

@@ -73,7 +73,7 @@ class Router(Frozen):
             if src in policy.src and dst in policy.dst:
                 if policy.action == "drop":
                     return Hop(kind="drop")
-                if policy.next_hop is not None:
+                if policy.action == "reroute" and policy.next_hop is not None:
                     return Hop(kind="via", next_hops=(policy.next_hop,))
                 return routed
         return routed

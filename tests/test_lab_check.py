@@ -79,6 +79,7 @@ def test_the_sound_world_is_accepted() -> None:
     assert refused(SOUND) == []
 
 
+ATTACHMENT = "NetworkAttachmentDefinition kube-system/ovn-vpc-external-network"
 CHANGES = [
     (
         "lanIp: 10.0.1.254",
@@ -191,12 +192,12 @@ CHANGES = [
     (
         '"type": "macvlan"',
         '"type": "bridge"',
-        ["NetworkAttachmentDefinition kube-system/ovn-vpc-external-network: type 'bridge' with master 'eth1' is no macvlan on a NIC."],
+        [f"{ATTACHMENT}: type 'bridge' with master 'eth1' is no macvlan on a NIC."],
     ),
     (
         '"master": "eth1"',
         '"master": "a-name-far-too-long"',
-        ["NetworkAttachmentDefinition kube-system/ovn-vpc-external-network: 'a-name-far-too-long' cannot be the name of a NIC."],
+        [f"{ATTACHMENT}: 'a-name-far-too-long' cannot be the name of a NIC."],
     ),
     (
         "  provider: ovn-vpc-external-network.kube-system",
@@ -233,6 +234,7 @@ def test_one_wrong_value_is_refused_in_one_sentence(old: str, new: str, sentence
     assert refused(SOUND.replace(old, new, 1)) == sentences
 
 
+SECOND_DNAT = "eip: e1, externalPort: '80', protocol: TCP, internalIp: 10.0.1.9, internalPort: '1'"
 OVERLAPPING = "vpc: v, cidrBlock: 10.0.1.128/25"
 ADDITIONS = [
     (
@@ -247,7 +249,7 @@ ADDITIONS = [
         ],
     ),
     (
-        more("IptablesDnatRule", "d2", "eip: e1, externalPort: '80', protocol: TCP, internalIp: 10.0.1.9, internalPort: '1'"),
+        more("IptablesDnatRule", "d2", SECOND_DNAT),
         [
             "IptablesDnatRule d1 and IptablesDnatRule d2 both claim port 80/tcp of EIP e1, "
             "for 10.0.1.7:8080 and 10.0.1.9:1."
@@ -277,11 +279,17 @@ ADDITIONS = [
             "where one physical gateway serves both."
         ],
     ),
-    (more("Vpc", "w", "defaultSubnet: test"), ["Vpc w: defaultSubnet names Subnet test, which these manifests do not define."]),
+    (
+        more("Vpc", "w", "defaultSubnet: test"),
+        ["Vpc w: defaultSubnet names Subnet test, which these manifests do not define."],
+    ),
     (
         "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: ovn-vpc-nat-gw-config, namespace: kube-system}\n"
         "data: {enable-vpc-nat-gw: 'false'}\n",
-        ["ConfigMap kube-system/ovn-vpc-nat-gw-config: enable-vpc-nat-gw is not 'true', so Kube-OVN would run none of the gateways."],
+        [
+            "ConfigMap kube-system/ovn-vpc-nat-gw-config: enable-vpc-nat-gw is not 'true', "
+            "so Kube-OVN would run none of the gateways."
+        ],
     ),
 ]  # fmt: skip
 
@@ -327,5 +335,6 @@ def test_the_seeds_own_mistakes_are_named() -> None:
     assert refused((EXAMPLES / "two-vpcs-wrong.yaml").read_text(encoding="utf-8")) == [
         "VpcNatGateway gw1: lanIp 10.0.1.254 is the gateway of subnet net1.",
         "IptablesEIP eip-web-2: v4ip 172.17.88.121 belongs to IptablesEIP eip-web-1 already.",
-        "IptablesEIP eip-out-2: v4ip 172.17.88.42 is excluded by excludeIps 172.17.88.1..172.17.88.99 of subnet external1.",
+        "IptablesEIP eip-out-2: v4ip 172.17.88.42 is excluded by excludeIps 172.17.88.1..172.17.88.99 "
+        "of subnet external1.",
     ]

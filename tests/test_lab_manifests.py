@@ -88,7 +88,10 @@ def test_other_kinds_may_be_repeated_but_not_contradict_themselves() -> None:
             dnat("{eip: e, externalPort: '8', protocol: sctp, internalIp: 10.0.0.1, internalPort: '80'}"),
             "IptablesDnatRule d: protocol: 'sctp' is neither tcp nor udp.",
         ),
-        ("kind: Vpc\nmetadata: {name: v}", "test.yaml, document 1: apiVersion of Vpc is missing; it must be 'kubeovn.io/v1'."),
+        (
+            "kind: Vpc\nmetadata: {name: v}",
+            "test.yaml, document 1: apiVersion of Vpc is missing; it must be 'kubeovn.io/v1'.",
+        ),
         ("apiVersion: kubeovn.io/v1\nkind: Vpc", "test.yaml, document 1: Vpc without metadata.name."),
         ("metadata: {name: v}", "test.yaml, document 1: not a Kubernetes object: it has no kind."),
         (
@@ -165,7 +168,8 @@ def test_without_a_gateway_a_subnet_has_its_first_address() -> None:
 def test_of_a_dual_stack_subnet_the_ipv4_half_is_taken() -> None:
     found = parse(
         subnet(
-            "{protocol: Dual, cidrBlock: '10.0.0.0/24,fd00::/64', gateway: '10.0.0.1,fd00::1', excludeIps: ['fd00::2', 10.0.0.7]}"
+            "{protocol: Dual, cidrBlock: '10.0.0.0/24,fd00::/64', gateway: '10.0.0.1,fd00::1', "
+            "excludeIps: ['fd00::2', 10.0.0.7]}"
         )
     )
     one = found.subnets["s"]

@@ -124,6 +124,7 @@ async def _serving(app: ASGIApp, sock: socket.socket) -> AsyncIterator[asyncio.T
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=False,

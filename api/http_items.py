@@ -7,13 +7,12 @@ from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from typing import Annotated, Any
 
 from fastapi import Body, Depends, FastAPI, Path, Request, Response
-from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator
 from starlette.exceptions import HTTPException
 
 from api.http_gateway import Committer
 from api.http_models import NOT_THERE, WRITE_PROBLEMS, Result
-from api.http_problems import field_error
+from api.http_problems import bad_field
 from gateway.service import Edit, Service
 from rules.edit import NotInitialized
 from rules.keyed import Keyed
@@ -55,8 +54,7 @@ def _route(addr: Network, length: Annotated[int, Path(alias="len", ge=0, le=128)
     try:
         return str(ip_network(f"{addr}/{length}", strict=False))
     except ValueError as error:
-        wrong = {"type": "value_error", "loc": ("path", "len"), "msg": f"{length} is too long for {addr}"}
-        raise RequestValidationError([wrong]) from error
+        raise bad_field("path", "len", f"{length} is too long for {addr}") from error
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class Kind:
         pairs = zip(self.identity, _parts(key), _parts(item.key), strict=True)
         for field, in_path, in_body in pairs:
             if in_path != in_body:
-                raise field_error(field, f"{in_body} is not the {in_path} of the path")
+                raise bad_field("body", field, f"{in_body} is not the {in_path} of the path")
 
 
 def _parts(key: Key) -> tuple[object, ...]:

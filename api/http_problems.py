@@ -42,9 +42,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def field_error(field: str, message: str) -> RequestValidationError:
-    """The error to raise for a wrong field that the models cannot see (path against body)."""
-    return RequestValidationError([{"type": "value_error", "loc": ("body", *field.split(".")), "msg": message}])
+def bad_field(where: str, field: str, message: str) -> RequestValidationError:
+    """The error to raise for what the models cannot see; ``where`` is body, path or query."""
+    return RequestValidationError([{"type": "value_error", "loc": (where, field), "msg": message}])
 
 
 def _invalid(_: Request, error: Exception) -> Response:

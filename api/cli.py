@@ -1,0 +1,264 @@
+"""``natgw``: the gateway on the command line. All but ``serve`` and ``lab`` talk to the daemon's Unix socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+from urllib.parse import urlencode
+
+import typer
+
+from api.client import Answer, Client, Failed, NotRunning
+
+FAILED, CHANGES, NOT_RUNNING = 1, 2, 3
+
+CODES = """
+Exit codes: 0 done; 1 failed, with the reason on stderr; 2 wrong usage, and from `plan` that there is something to
+do; 3 no daemon is running.
+"""
+
+LAB = "Kube-OVN manifests, built in network namespaces of this machine and tried with real traffic."
+
+app = typer.Typer(
+    name="natgw",
+    help=f"A NAT gateway for a VPC: EIPs, floating IPs, DNAT, SNAT and routes.\n\n{CODES}",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the HTTP face says it.")]
+File = Annotated[
+    str, typer.Option("--file", "-f", metavar="FILE", help="The desired state, JSON or YAML; - is standard input.")
+]
+
+
+def main() -> None:
+    """The console script."""
+    mount_lab(sys.argv[1:])
+    app()
+
+
+def mount_lab(arguments: list[str]) -> None:
+    """``natgw lab`` with its own subcommands; loaded only where it is meant, so that the rest starts quickly."""
+    completing = any(name.startswith("_NATGW") for name in os.environ)
+    if completing or "lab" in arguments:
+        from lab.cli import app as lab  # noqa: PLC0415 -- see above
+
+        app.add_typer(lab, name="lab")
+    else:
+        # Named in the help all the same; whoever calls it has it in the arguments and comes by the other branch.
+        app.add_typer(typer.Typer(), name="lab", help=LAB)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 -- slow to import, and needed here only
+
+        typer.echo(version("vpc-nat-gateway"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    run_dir: Annotated[Path, typer.Option(envvar="NATGW_RUN_DIR", help="Where the daemon's sockets are.")] = Path(
+        "/run/natgw"
+    ),
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    context.obj = run_dir
+
+
+@app.command()
+def serve(context: typer.Context) -> None:
+    """Run the daemon of this network namespace until SIGTERM.
+
+    The environment configures it (NATGW_RUN_DIR, NATGW_STATE_DIR, NATGW_IPTABLES, NATGW_ARP, NATGW_LISTEN, ...);
+    the verbs of nat-gateway.sh start it of their own accord.
+    """
+    from api.main import main as daemon  # noqa: PLC0415 -- everything else works without the kernel's drivers
+
+    os.environ["NATGW_RUN_DIR"] = str(context.obj)
+    raise typer.Exit(daemon())
+
+
+@app.command()
+def status(context: typer.Context, as_json: AsJson = False) -> None:
+    """Say how the gateway is: readiness, interfaces, ARP, counts, address conflicts, the last error."""
+    answer = _ask(context, "GET", "/v1/status")
+    if as_json:
+        _print_json(answer)
+    else:
+        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
+
+        show.show_status(answer.json())
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="json|yaml", help="The format.")] = "json",
+) -> None:
+    """Print the whole desired state; `natgw apply` takes it back.
+
+    Example: natgw export -o yaml > gateway.yaml
+    """
+    if output not in ("json", "yaml"):
+        raise typer.BadParameter(f"{output} is neither json nor yaml", param_hint="--output")
+    answer = _ask(context, "GET", "/v1/gateway")
+    if output == "json":
+        _print_json(answer)
+        return
+    import yaml  # noqa: PLC0415 -- not needed for JSON
+
+    typer.echo(yaml.safe_dump(answer.json(), sort_keys=False), nl=False)
+
+
+@app.command()
+def apply(context: typer.Context, file: File, as_json: AsJson = False) -> None:
+    """Make the gateway exactly what FILE says, in one transaction: all of it, or nothing changes.
+
+    Example: natgw apply -f gateway.yaml
+    """
+    answer = _ask(context, "PUT", "/v1/gateway", _read_state(file))
+    if as_json:
+        _print_json(answer)
+    else:
+        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
+
+        show.show_result(answer.json())
+
+
+@app.command()
+def plan(context: typer.Context, file: File, as_json: AsJson = False) -> None:
+    """Say what `apply` would do, step by step, and change nothing.
+
+    Exit code 0: nothing to do. 2: there is something to do.
+
+    Example: natgw plan -f gateway.yaml
+    """
+    answer = _ask(context, "PUT", "/v1/gateway?dryRun=true", _read_state(file))
+    if as_json:
+        _print_json(answer)
+    else:
+        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
+
+        show.show_plan(answer.json())
+    if answer.json()["changed"]:
+        raise typer.Exit(CHANGES)
+
+
+@app.command()
+def explain(  # noqa: PLR0917 -- each is an argument or option of the command
+    context: typer.Context,
+    protocol: Annotated[str, typer.Argument(metavar="PROTO", help="tcp, udp or icmp.")],
+    source: Annotated[str, typer.Argument(metavar="SRC[:PORT]")],
+    destination: Annotated[str, typer.Argument(metavar="DST[:PORT]")],
+    in_interface: Annotated[
+        str | None, typer.Option("--in", metavar="IFACE", help="Where it comes in; by default where SRC lies.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what becomes of a connection's first packet, rule by rule.
+
+    Example: natgw explain tcp 203.0.113.5:40000 192.168.0.10:8888 --in net1
+    """
+    question = {"protocol": protocol.lower(), "src": source, "dst": destination}
+    if in_interface:
+        question["in"] = in_interface
+    answer = _ask(context, "GET", f"/v1/explain?{urlencode(question)}")
+    if as_json:
+        _print_json(answer)
+    else:
+        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
+
+        show.show_explanation(answer.json())
+
+
+@app.command()
+def api(context: typer.Context, method: str, path: str) -> None:
+    """The HTTP face for callers that can only exec: the body comes on stdin, the answer's body goes to stdout.
+
+    Exit code 0 for a 2xx, else 1. GET, HEAD and DELETE read no body.
+
+    Example: echo '{"address": "192.168.0.10/24"}' | natgw api PUT /v1/eips/192.168.0.10
+    """
+    method = method.upper()
+    if not path.startswith("/"):
+        raise typer.BadParameter(f"{path} does not begin with /", param_hint="PATH")
+    body = None if method in ("GET", "HEAD", "DELETE") else sys.stdin.buffer.read()
+    answer = _request(context, method, path, body)
+    text = answer.body.decode(errors="replace")
+    typer.echo(text, nl=bool(text) and not text.endswith("\n"))
+    if not answer.ok:
+        raise typer.Exit(FAILED)
+
+
+def _ask(context: typer.Context, method: str, path: str, body: bytes | None = None) -> Answer:
+    """The answer to a request that must succeed; else the reasons on stderr and the exit code."""
+    answer = _request(context, method, path, body)
+    if not answer.ok:
+        _stop("\n".join(_reasons(answer)), FAILED)
+    return answer
+
+
+def _reasons(answer: Answer) -> list[str]:
+    from api import show  # noqa: PLC0415 -- rich is not needed for JSON
+
+    try:
+        return list(show.problem_lines(answer.json()))
+    except Failed as error:
+        return [str(error)]
+
+
+def _request(context: typer.Context, method: str, path: str, body: bytes | None) -> Answer:
+    try:
+        return Client(context.obj).request(method, path, body)
+    except NotRunning as error:
+        _stop(str(error), NOT_RUNNING)
+    except Failed as error:
+        _stop(str(error), FAILED)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        typer.secho(f"natgw: {line}", err=True)
+    raise typer.Exit(code)
+
+
+def _print_json(answer: Answer) -> None:
+    typer.echo(json.dumps(answer.json(), indent=2))
+
+
+def _read_state(file: str) -> bytes:
+    """The state in a file as JSON, whether it was written as JSON or as YAML."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        _stop(f"{file}: {error.strerror}", FAILED)
+    except UnicodeDecodeError:
+        _stop(f"{file}: not UTF-8 text", FAILED)
+    return json.dumps(_parse(file, text)).encode()
+
+
+def _parse(file: str, text: str) -> Any:
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            _stop(f"{file}: not JSON: {error}", FAILED)
+    import yaml  # noqa: PLC0415 -- not needed for JSON
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return yaml.load(text, loader)
+    except yaml.YAMLError as error:
+        _stop(f"{file}: not YAML: {' '.join(str(error).split())}", FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The answers of the HTTP face as people read them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+WIDE = 200  # columns where there is no terminal: what is piped must not be folded
+
+STYLES = {"+": "green", "-": "red", "~": "yellow"}
+SIGNS = {
+    "new-chain": "+",
+    "insert-rule": "+",
+    "delete-chain": "-",
+    "delete-rule": "-",
+    "add-address": "+",
+    "delete-address": "-",
+    "replace-route": "+",
+    "delete-route": "-",
+}
+
+
+def console() -> Console:
+    """The standard output; plain and unfolded where it is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+def show_status(status: dict[str, Any]) -> None:
+    """A table of the interfaces, and what else there is to know in a few lines."""
+    out = console()
+    state = "[green]ready[/]" if status["ready"] else "[red]not ready[/]: " + escape("; ".join(status["pending"]))
+    if not status["initialized"]:
+        state = "[yellow]not initialized[/]"
+    up = timedelta(seconds=int(status["uptimeSeconds"]))
+    out.print(f"[bold]vpc-nat-gateway {escape(status['version'])}[/]  {state}  iptables-{status['variant']}, up {up}")
+    table = Table("interface", "side", "link", "ARP", "MAC", "MTU", box=None, pad_edge=False)
+    for side, name in status["interfaces"].items():
+        link = status["links"].get(name)
+        seen = (
+            [_on(link["up"], "up", "down"), _on(link["arp"], "on", "off"), link["mac"], str(link["mtu"])]
+            if link
+            else []
+        )
+        table.add_row(escape(name), side, *(seen or ["[red]missing[/]"]))
+    out.print(table)
+    out.print(", ".join(f"{count} {kind}" for kind, count in status["counts"].items()))
+    done = ", ".join(f"{count} {what}" for what, count in status["transactions"].items())
+    out.print(f"generation {status['generation']}; transactions: {done}")
+    for conflict in status["conflicts"]:
+        out.print(
+            f"[red]address conflict[/]: {conflict['address']} on {escape(conflict['interface'])} is also held by "
+            f"{conflict['mac']}, seen {conflict['count']} times, last {_when(conflict['lastSeen'])}"
+        )
+    if error := status["lastError"]:
+        out.print(f"[red]last error[/] {_when(error['at'])}, {escape(error['by'])}: {escape(error['message'])}")
+
+
+def _on(value: bool, yes: str, no: str) -> str:
+    return yes if value else f"[yellow]{no}[/]"
+
+
+def _when(unix_seconds: float) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def show_plan(result: dict[str, Any]) -> None:
+    """The steps in their order, one line each, marked + for what comes, - for what goes, ~ for what changes."""
+    out = console()
+    lines = list(_lines(result["plan"]["steps"]))
+    if not result["changed"]:
+        out.print("nothing to do")
+    elif not lines:
+        out.print("no step in the kernel; the desired state itself changes")
+    for sign, text in lines:
+        out.print(f"{sign} {text}", style=STYLES[sign], markup=False, soft_wrap=True)
+
+
+def _lines(steps: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    for step in steps:
+        if step["step"] != "edit-table":
+            yield SIGNS.get(step["step"], "~"), step["text"]
+            continue
+        for edit in step["edits"]:
+            yield SIGNS.get(edit["edit"], "~"), edit["text"]
+            if edit["edit"] == "replace-rules":
+                yield from (("+", f"iptables -t {step['table']} -A {edit['chain']} {rule}") for rule in edit["rules"])
+
+
+def show_result(result: dict[str, Any]) -> None:
+    """What a change did, in one line."""
+    if not result["changed"]:
+        console().print("nothing to do")
+        return
+    steps = sum(len(step.get("edits", "1")) for step in result["plan"]["steps"])
+    said = [f"applied: {steps} steps in {result['seconds'] * 1000:.0f} ms"]
+    if result["announced"]:
+        said.append(f"announced {', '.join(result['announced'])}")
+    if result["flowsDeleted"]:
+        said.append(f"{result['flowsDeleted']} connections ended")
+    console().print("; ".join(said), soft_wrap=True)
+
+
+def show_explanation(explanation: dict[str, Any]) -> None:
+    """The walk, a numbered line a step; what comes of it last."""
+    out = console()
+    text = explanation["text"]
+    for number, line in enumerate(text, start=1):
+        out.print(f"{number:>2}  {line}", markup=False, soft_wrap=True)
+    out.print(f"=> {explanation['verdict']}", style="bold", markup=False)
+
+
+def problem_lines(problem: dict[str, Any]) -> Iterator[str]:
+    """A problem document as lines for stderr: one for each wrong field, else one."""
+    if problem.get("errors"):
+        yield from (f"{error['field']}: {error['message']}" for error in problem["errors"])
+        return
+    line = str(problem["detail"])
+    if "restored" in problem:
+        line += " (everything is as it was before" if problem["restored"] else " (it could not be undone"
+        line += "; a retry may succeed)" if problem["retryable"] else ")"
+    yield line

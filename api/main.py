@@ -1,0 +1,183 @@
+"""The composition root: the only place where the real kernel's drivers are made.
+
+``python -m api.main`` (or ``natgw serve``) is the daemon of one network namespace. It answers verbs on
+``exec.sock`` before it imports the HTTP face, which takes several times as long to load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TextIO
+
+from pydantic import ValidationError
+
+from api.execserver import ExecServer
+from api.listen import check_listen
+from api.settings import BadSetting, Settings, interfaces_file
+from gateway.arp.announcer import Announcer
+from gateway.arp.link import LinksLost, Monitor
+from gateway.kernel.conntrack import KernelFlows
+from gateway.kernel.legacy import LegacyFirewall
+from gateway.kernel.links import KernelLinks
+from gateway.kernel.nft_variant import NftVariantFirewall
+from gateway.kernel.variant import choose, iptables_version
+from gateway.ports import Firewall
+from gateway.service import Service
+from gateway.store import Store
+from gateway.transaction import Kernel
+from rules.desired import Facts
+from rules.spec import Interfaces
+
+log = logging.getLogger("natgw")
+
+LOG_BYTES = 4 << 20
+
+
+class AlreadyRunning(Exception):
+    """Another daemon holds the run directory."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def time(self) -> float:
+        return time.time()
+
+
+def main() -> int:
+    """Run the daemon until SIGTERM or SIGINT; returns the exit code."""
+    try:
+        settings = Settings.from_environment(os.environ)
+        settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _log_to(settings.run_dir / "natgw.log")
+        if settings.listen:
+            check_listen(settings.listen, settings.token_file)  # before anything starts, not in the midst of it
+        with _only_one(settings.run_dir):
+            asyncio.run(_serve(settings))
+    except (BadSetting, AlreadyRunning, ValidationError, OSError) as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+def _log_to(path: Path) -> None:
+    """Log to stderr where somebody reads it, else (detached) to a file that is kept small."""
+    handler: logging.Handler
+    if "NATGW_READY_FD" in os.environ:
+        handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1)
+    else:
+        handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _only_one(run_dir: Path) -> TextIO:
+    """Hold the run directory's lock for as long as the returned file is open."""
+    lock = (run_dir / "natgw.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise AlreadyRunning(f"another daemon serves {run_dir}") from None
+    return lock
+
+
+def _firewall(settings: Settings) -> Firewall:
+    return LegacyFirewall() if choose(settings.iptables) == "legacy" else NftVariantFirewall()
+
+
+def _interfaces(settings: Settings) -> Interfaces:
+    """The names that ``init`` left in the env file, else those of the environment, else the usual ones."""
+    left = interfaces_file(settings.env_file)
+    return Interfaces(
+        vpc=left.get("VPC_INTERFACE") or os.environ.get("VPC_INTERFACE") or "eth0",
+        external=left.get("EXTERNAL_INTERFACE") or os.environ.get("EXTERNAL_INTERFACE") or "net1",
+    )
+
+
+async def _serve(settings: Settings) -> None:
+    clock = SystemClock()
+    firewall = _firewall(settings)
+    announcer = Announcer(clock)
+    service = Service(
+        Kernel(firewall, KernelLinks(), KernelFlows()),
+        announcer,
+        Store(settings.state_dir),
+        clock,
+        facts=Facts(settings.arp),
+        interfaces=_interfaces(settings),
+        version=version("vpc-nat-gateway"),
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        announcer.start()
+        stack.callback(announcer.close)
+        recovered = service.start()
+        stack.push_async_callback(asyncio.to_thread, service.close)
+        _watch_links(stack, service)
+        await asyncio.wrap_future(recovered)
+        _write_pid(stack, settings.run_dir / "natgw.pid")
+        execs = ExecServer(service, settings.run_dir, settings.env_file, iptables_version(firewall.variant))
+        await execs.start()
+        stack.push_async_callback(execs.close)
+        log.info("serving %s with iptables-%s", settings.run_dir, firewall.variant)
+        _ready()
+        await _serve_http(service, settings, stop)
+
+
+async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event) -> None:
+    """The HTTP face until ``stop``, imported in a thread so that verbs are answered meanwhile."""
+    face = await asyncio.to_thread(importlib.import_module, "api.httpserver")
+    serve: Callable[..., Awaitable[None]] = face.serve_http
+    await serve(service, settings.run_dir, settings.listen, settings.token_file, stop)
+
+
+def _watch_links(stack: AsyncExitStack, service: Service) -> None:
+    """Have the service look again whenever an interface comes, goes or changes."""
+    monitor = Monitor()
+    loop = asyncio.get_running_loop()
+
+    def changed() -> None:
+        with suppress(LinksLost):  # more than fits was missed: all the more reason to look
+            if not monitor.receive():
+                return
+        service.links_changed()
+
+    stack.callback(monitor.close)
+    loop.add_reader(monitor.fileno(), changed)
+    stack.callback(loop.remove_reader, monitor.fileno())
+
+
+def _write_pid(stack: AsyncExitStack, path: Path) -> None:
+    path.write_text(f"{os.getpid()}\n")
+    stack.callback(path.unlink, missing_ok=True)
+
+
+def _ready() -> None:
+    """Tell whoever started the daemon that verbs are answered from now on."""
+    descriptor = os.environ.pop("NATGW_READY_FD", None)
+    if descriptor is not None:
+        with suppress(OSError), os.fdopen(int(descriptor), "wb") as pipe:
+            pipe.write(b"1\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

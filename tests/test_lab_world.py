@@ -175,7 +175,7 @@ def test_a_very_long_name_stays_usable_and_distinct() -> None:
 def test_the_internet_host_moves_out_of_the_way_of_the_manifests() -> None:
     world, _ = world_of("vpc-nat-gateway.yaml")
     assert str(world.internet.address) == "198.51.100.2/24"
-    taken = SECOND_SUBNET.split("---")[0].replace("10.0.2.0/24", "198.51.0.0/16")
+    taken = SECOND_SUBNET.split("---", maxsplit=1)[0].replace("10.0.2.0/24", "198.51.0.0/16")
     assert str(world_of("vpc-nat-gateway.yaml", extra=taken)[0].internet.address) == "203.0.113.2/24"
 
 

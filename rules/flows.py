@@ -129,7 +129,9 @@ def _targets(flow: Flow, spec: GatewaySpec) -> set[tuple[str, int]]:
 def _sources(flow: Flow, spec: GatewaySpec) -> set[str]:
     """The external addresses that rules of the spec could have given this connection's source."""
     floating = {fip.eip for fip in spec.fips if fip.internal_ip == flow.orig_src}
-    return floating | {snat.eip for snat in spec.snats if _within(flow.orig_src, snat.internal_cidr)}
+    # From the tenant's side by an EIP back to the tenant's side, the EIP itself becomes the source.
+    hairpin = {flow.orig_dst} if flow.destination_translated and flow.orig_dst in spec.eips else set()
+    return floating | hairpin | {snat.eip for snat in spec.snats if _within(flow.orig_src, snat.internal_cidr)}
 
 
 @lru_cache(maxsize=4096)

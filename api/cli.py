@@ -39,7 +39,7 @@ File = Annotated[
 def main() -> None:
     """The console script."""
     mount_lab(sys.argv[1:])
-    app()
+    app(prog_name="natgw")
 
 
 def mount_lab(arguments: list[str]) -> None:
@@ -89,13 +89,13 @@ def serve(context: typer.Context) -> None:
 @app.command()
 def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Say how the gateway is: readiness, interfaces, ARP, counts, address conflicts, the last error."""
-    answer = _ask(context, "GET", "/v1/status")
+    said = _ask(context, "GET", "/v1/status")
     if as_json:
-        _print_json(answer)
+        _print_json(said)
     else:
         from api import show  # noqa: PLC0415 -- rich is not needed for JSON
 
-        show.show_status(answer.json())
+        show.show_status(said)
 
 
 @app.command()
@@ -109,13 +109,13 @@ def export(
     """
     if output not in ("json", "yaml"):
         raise typer.BadParameter(f"{output} is neither json nor yaml", param_hint="--output")
-    answer = _ask(context, "GET", "/v1/gateway")
+    said = _ask(context, "GET", "/v1/gateway")
     if output == "json":
-        _print_json(answer)
+        _print_json(said)
         return
     import yaml  # noqa: PLC0415 -- not needed for JSON
 
-    typer.echo(yaml.safe_dump(answer.json(), sort_keys=False), nl=False)
+    typer.echo(yaml.safe_dump(said, sort_keys=False), nl=False)
 
 
 @app.command()
@@ -124,13 +124,13 @@ def apply(context: typer.Context, file: File, as_json: AsJson = False) -> None:
 
     Example: natgw apply -f gateway.yaml
     """
-    answer = _ask(context, "PUT", "/v1/gateway", _read_state(file))
+    said = _ask(context, "PUT", "/v1/gateway", _read_state(file))
     if as_json:
-        _print_json(answer)
+        _print_json(said)
     else:
         from api import show  # noqa: PLC0415 -- rich is not needed for JSON
 
-        show.show_result(answer.json())
+        show.show_result(said)
 
 
 @app.command()
@@ -141,14 +141,14 @@ def plan(context: typer.Context, file: File, as_json: AsJson = False) -> None:
 
     Example: natgw plan -f gateway.yaml
     """
-    answer = _ask(context, "PUT", "/v1/gateway?dryRun=true", _read_state(file))
+    said = _ask(context, "PUT", "/v1/gateway?dryRun=true", _read_state(file))
     if as_json:
-        _print_json(answer)
+        _print_json(said)
     else:
         from api import show  # noqa: PLC0415 -- rich is not needed for JSON
 
-        show.show_plan(answer.json())
-    if answer.json()["changed"]:
+        show.show_plan(said)
+    if said["changed"]:
         raise typer.Exit(CHANGES)
 
 
@@ -170,13 +170,13 @@ def explain(  # noqa: PLR0917 -- each is an argument or option of the command
     question = {"protocol": protocol.lower(), "src": source, "dst": destination}
     if in_interface:
         question["in"] = in_interface
-    answer = _ask(context, "GET", f"/v1/explain?{urlencode(question)}")
+    said = _ask(context, "GET", f"/v1/explain?{urlencode(question)}")
     if as_json:
-        _print_json(answer)
+        _print_json(said)
     else:
         from api import show  # noqa: PLC0415 -- rich is not needed for JSON
 
-        show.show_explanation(answer.json())
+        show.show_explanation(said)
 
 
 @app.command()
@@ -198,21 +198,18 @@ def api(context: typer.Context, method: str, path: str) -> None:
         raise typer.Exit(FAILED)
 
 
-def _ask(context: typer.Context, method: str, path: str, body: bytes | None = None) -> Answer:
-    """The answer to a request that must succeed; else the reasons on stderr and the exit code."""
+def _ask(context: typer.Context, method: str, path: str, body: bytes | None = None) -> Any:
+    """What the answer to a request says that must succeed; else the reasons on stderr and the exit code."""
     answer = _request(context, method, path, body)
-    if not answer.ok:
-        _stop("\n".join(_reasons(answer)), FAILED)
-    return answer
-
-
-def _reasons(answer: Answer) -> list[str]:
-    from api import show  # noqa: PLC0415 -- rich is not needed for JSON
-
     try:
-        return list(show.problem_lines(answer.json()))
+        said = answer.json()
     except Failed as error:
-        return [str(error)]
+        _stop(str(error), FAILED)
+    if not answer.ok:
+        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
+
+        _stop("\n".join(show.problem_lines(said)), FAILED)
+    return said
 
 
 def _request(context: typer.Context, method: str, path: str, body: bytes | None) -> Answer:
@@ -230,8 +227,8 @@ def _stop(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _print_json(answer: Answer) -> None:
-    typer.echo(json.dumps(answer.json(), indent=2))
+def _print_json(said: Any) -> None:
+    typer.echo(json.dumps(said, indent=2))
 
 
 def _read_state(file: str) -> bytes:
@@ -242,7 +239,10 @@ def _read_state(file: str) -> bytes:
         _stop(f"{file}: {error.strerror}", FAILED)
     except UnicodeDecodeError:
         _stop(f"{file}: not UTF-8 text", FAILED)
-    return json.dumps(_parse(file, text)).encode()
+    try:
+        return json.dumps(_parse(file, text)).encode()
+    except TypeError as error:
+        _stop(f"{file}: JSON has no form for a value in it: {error}", FAILED)
 
 
 def _parse(file: str, text: str) -> Any:

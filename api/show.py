@@ -120,7 +120,7 @@ def problem_lines(problem: dict[str, Any]) -> Iterator[str]:
     if problem.get("errors"):
         yield from (f"{error['field']}: {error['message']}" for error in problem["errors"])
         return
-    line = str(problem["detail"])
+    line = str(problem.get("detail", problem))
     if "restored" in problem:
         line += " (everything is as it was before" if problem["restored"] else " (it could not be undone"
         line += "; a retry may succeed)" if problem["retryable"] else ")"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
-from api.http import build_app
+from api.http import build_app, serve_http
 from tests.gateway_kit import Gateway, gateway
 
 
@@ -54,3 +56,42 @@ def assert_problem(response: httpx.Response, status: int, kind: str) -> dict[str
     assert document["title"]
     assert document["detail"]
     return document
+
+
+@contextlib.contextmanager
+def serving(made: Gateway, run_dir: Path, listen: str | None = None, token_file: Path | None = None) -> Iterator[None]:
+    """``serve_http`` in a loop of its own, answering; stopped at the end, which it must obey."""
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(serve_http(made.service, run_dir, listen, token_file, stop))
+        except BaseException as error:  # noqa: BLE001 -- raised again where the test ends
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        wait_until_answering(run_dir / "api.sock", thread)
+        yield
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+        loop.close()
+    if failed:
+        raise failed[0]
+
+
+def wait_until_answering(path: Path, thread: threading.Thread) -> None:
+    while thread.is_alive():
+        with contextlib.suppress(OSError, httpx.TransportError):
+            if unix(path).get("/healthz").status_code == 200:
+                return
+        thread.join(timeout=0.02)
+
+
+def unix(path: Path) -> httpx.Client:
+    return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://gateway")

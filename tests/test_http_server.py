@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import socket
 import stat
@@ -15,9 +14,9 @@ import httpx
 import pytest
 
 from api.http import build_app, serve_http
-from api.listen import CannotListen, check_listen, parse_listen
+from api.listen import CannotListen, check_listen, parse_listen, tcp_socket
 from tests.gateway_kit import STATE, Gateway, gateway
-from tests.http_kit import assert_problem, call
+from tests.http_kit import assert_problem, call, serving, unix
 
 TOKEN = "correct horse battery staple"
 
@@ -27,45 +26,6 @@ def made(tmp_path: Path) -> Iterator[Gateway]:
     made = gateway(tmp_path / "state")
     yield made
     made.service.close()
-
-
-@contextlib.contextmanager
-def serving(made: Gateway, run_dir: Path, listen: str | None = None, token_file: Path | None = None) -> Iterator[None]:
-    """``serve_http`` in a loop of its own, answering; stopped at the end, which it must obey."""
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            loop.run_until_complete(serve_http(made.service, run_dir, listen, token_file, stop))
-        except BaseException as error:  # noqa: BLE001 -- raised again where the test ends
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        wait_until_answering(run_dir / "api.sock", thread)
-        yield
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=20)
-        assert not thread.is_alive()
-        loop.close()
-    if failed:
-        raise failed[0]
-
-
-def wait_until_answering(path: Path, thread: threading.Thread) -> None:
-    while thread.is_alive():
-        with contextlib.suppress(OSError, httpx.TransportError):
-            if unix(path).get("/healthz").status_code == 200:
-                return
-        thread.join(timeout=0.02)
-
-
-def unix(path: Path) -> httpx.Client:
-    return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://gateway")
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -214,6 +174,11 @@ def test_listening_is_refused_with_one_sentence(
         asyncio.run(serve_http(made.service, tmp_path, listen, path, asyncio.Event()))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "api.sock").exists()
+
+
+def test_small_answers_over_tcp_wait_for_no_acknowledgement() -> None:
+    with tcp_socket("127.0.0.1:0") as listener:
+        assert listener.proto == socket.IPPROTO_TCP, "asyncio sets TCP_NODELAY on no other socket"
 
 
 def test_an_unreadable_token_file_is_refused(tmp_path: Path) -> None:

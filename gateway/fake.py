@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_interface, ip_network
 
-from gateway.ports import LinksReading, Refused
+from gateway.ports import LinksReading, Refused, Variant
 from rules.apply import Rejected, apply_edits
 from rules.flows import Flow, FlowFilter
 from rules.ruleset import BUILTIN, ChainEdit, ChainRef, Rules, Ruleset
@@ -71,7 +71,7 @@ class FakeFirewall:
     """``Firewall`` over a FakeKernel."""
 
     kernel: FakeKernel
-    variant: str = "legacy"
+    variant: Variant = "legacy"
 
     def read(self, tables: Collection[str]) -> Ruleset:
         return Ruleset({ref: rules for ref, rules in self.kernel.chains.items() if ref.table in tables})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rules.flows import Flow, FlowFilter
 from rules.ruleset import ChainEdit, Ruleset
@@ -29,10 +29,15 @@ class Refused(Exception):
         self.retryable = retryable
 
 
+Variant = Literal["legacy", "nft"]
+"""Which iptables: the kernel's own xtables, or the one that writes nf_tables."""
+
+
 class Firewall(Protocol):
     """The netfilter tables of one iptables variant."""
 
-    variant: str
+    @property
+    def variant(self) -> Variant: ...
 
     def read(self, tables: Collection[str]) -> Ruleset:
         """The named tables with all their chains; a table the kernel does not hold yet has empty built-in chains."""

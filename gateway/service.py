@@ -18,7 +18,7 @@ from ipaddress import IPv4Address
 from typing import Any, Literal, Protocol
 
 from gateway import transaction
-from gateway.ports import Clock, Refused
+from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
     ConflictStatus,
@@ -114,7 +114,7 @@ class Service:
     # --- any thread ---------------------------------------------------------------------------------------
 
     @property
-    def variant(self) -> str:
+    def variant(self) -> Variant:
         """The iptables variant in use: legacy or nft."""
         return self._kernel.firewall.variant
 

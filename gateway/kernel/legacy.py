@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from gateway.kernel import restore
-from gateway.ports import Refused
+from gateway.ports import Refused, Variant
 from rules.iptables import render_restore
 from rules.ruleset import AnyRule, ChainEdit, Foreign, InsertRule, ReplaceRules, Ruleset
 
@@ -26,7 +26,7 @@ _LOCK_POLL = 0.01  # seconds
 class LegacyFirewall:
     """``gateway.ports.Firewall`` for the legacy variant, in the thread's network namespace."""
 
-    variant = "legacy"
+    variant: Variant = "legacy"
 
     def read(self, tables: Collection[str]) -> Ruleset:
         """The named tables; reading one loads it."""

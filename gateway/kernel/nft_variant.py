@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from gateway.kernel import restore
+from gateway.ports import Variant
 from rules.ruleset import ChainEdit, Ruleset
 
 
 class NftVariantFirewall:
     """``gateway.ports.Firewall`` through the nft variant's tools, in the thread's network namespace."""
 
-    variant = "nft"
+    variant: Variant = "nft"
 
     def read(self, tables: Collection[str]) -> Ruleset:
         """The named tables; one that is not there has empty built-in chains."""

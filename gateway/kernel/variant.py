@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from gateway.kernel.tool import run
-from gateway.ports import Refused
+from gateway.ports import Refused, Variant
 
-Variant = Literal["legacy", "nft"]
+
 Setting = Literal["auto", "legacy", "nft"]
 
 

@@ -1,0 +1,116 @@
+"""Runs the HTTP face: uvicorn on a Unix socket of root's and, only if asked, on TCP behind a token.
+
+Each listener has a thread and an event loop of its own: reading a body of some megabytes, or writing a plan as
+large, must not delay the verbs that the daemon's main loop answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from api.http import build_app
+from api.http_guards import BearerToken
+from api.listen import CannotListen, check_listen, tcp_socket
+from gateway.service import Service
+
+SOCKET_NAME = "api.sock"
+MAX_CONNECTIONS = 512
+GRACE_SECONDS = 2
+
+
+async def serve_http(
+    service: Service, run_dir: Path, listen: str | None, token_file: Path | None, stop: asyncio.Event
+) -> None:
+    """Answer on ``run_dir/api.sock`` and, if given, on ``listen`` (addr:port) until ``stop`` is set.
+
+    Running requests get some seconds to end. Raises CannotListen before anything listens when ``listen`` has no
+    usable ``token_file`` or an address cannot be bound.
+    """
+    tokens = check_listen(listen, token_file) if listen else None
+    async with contextlib.AsyncExitStack() as stack:
+        listeners: list[tuple[ASGIApp, socket.socket]] = []
+        if listen and tokens:
+            tcp = stack.enter_context(contextlib.closing(tcp_socket(listen)))
+            listeners.append((BearerToken(build_app(service), tokens), tcp))
+        unix = stack.enter_context(unix_listener(run_dir / SOCKET_NAME))
+        listeners.append((build_app(service), unix))
+        running = [await stack.enter_async_context(_serving(app, sock)) for app, sock in listeners]
+        stopping = asyncio.create_task(_wait(stop))
+        stack.callback(stopping.cancel)
+        await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
+        for server in running:
+            if server.done():
+                server.result()
+
+
+async def _wait(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn that leaves the process's signals to the daemon."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _serving(app: ASGIApp, sock: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+    """A server at work in its thread; it ends with the block."""
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+    )
+    running = asyncio.create_task(asyncio.to_thread(server.run, [sock]))
+    try:
+        yield running
+    finally:
+        server.should_exit = True
+        await asyncio.wait([running])
+
+
+@contextlib.contextmanager
+def unix_listener(path: Path) -> Iterator[socket.socket]:
+    """A bound Unix socket that only its owner can use, at ``path`` from the moment it answers; gone at the end.
+
+    What an earlier daemon left at ``path`` is replaced. Raises CannotListen.
+    """
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        fresh.unlink(missing_ok=True)
+        sock.bind(str(fresh))
+        fresh.chmod(0o600)
+        sock.listen(MAX_CONNECTIONS)
+        fresh.rename(path)
+        mine = path.stat().st_ino
+    except OSError as error:
+        sock.close()
+        raise CannotListen(f"cannot listen on {path}: {error.strerror or error}") from error
+    try:
+        yield sock
+    finally:
+        sock.close()
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == mine:
+                path.unlink()

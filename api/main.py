@@ -145,7 +145,7 @@ async def _serve(settings: Settings) -> None:
 
 async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event) -> None:
     """The HTTP face until ``stop``, imported in a thread so that verbs are answered meanwhile."""
-    face = await asyncio.to_thread(importlib.import_module, "api.httpserver")
+    face = await asyncio.to_thread(importlib.import_module, "api.http")
     serve: Callable[..., Awaitable[None]] = face.serve_http
     await serve(service, settings.run_dir, settings.listen, settings.token_file, stop)
 

@@ -28,9 +28,11 @@ from gateway.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    Message,
     Netlink,
     NetlinkError,
     attributes,
+    body,
     text,
     u32,
 )
@@ -123,9 +125,9 @@ class KernelLinks:
 
     def _addresses(self, names: dict[int, str]) -> dict[AddressKey, bool]:
         found: dict[AddressKey, bool] = {}
-        for body in self._netlink.dump(_message(ifaddrmsg, _RTM_GETADDR, family=socket.AF_INET)):
-            _, length, _, _, index = _IFADDR.unpack_from(body)
-            said = attributes(body, _IFADDR.size)
+        for entry in self._netlink.dump(_message(ifaddrmsg, _RTM_GETADDR, family=socket.AF_INET)):
+            _, length, _, _, index = _IFADDR.unpack_from(entry)
+            said = attributes(entry, _IFADDR.size)
             local = said.get(_IFA_LOCAL, said.get(_IFA_ADDRESS))
             if local is None or index not in names:
                 continue
@@ -138,8 +140,8 @@ class KernelLinks:
     def _routes(self, family: int, names: dict[int, str]) -> dict[RouteKey, RouteEntry]:
         found: dict[RouteKey, RouteEntry] = {}
         # With strict checking the kernel filters by table; older kernels ignore that and send all tables.
-        for body in self._netlink.dump(_message(rtmsg, _RTM_GETROUTE, family=family, table=_RT_TABLE_MAIN)):
-            if (route := _route(body, names)) is None:
+        for message in self._netlink.dump(_message(rtmsg, _RTM_GETROUTE, family=family, table=_RT_TABLE_MAIN)):
+            if (route := _route(message, names)) is None:
                 continue
             key, entry = route
             # IPv6 can hold two of one metric, say one learned from a router advertisement: ours is the one to see.
@@ -162,6 +164,9 @@ class KernelLinks:
         if isinstance(steps[0], DeleteAddress | DeleteRoute):
             # With its interface they are gone, too.
             steps = [step for step in steps if indexes[_interface(step)] is not None]
+            # The newest first: an interface's oldest address of a subnet is the primary, and each time that the
+            # primary goes the kernel writes the routes of all others anew (4 s for 1,000 addresses, else 0.1 s).
+            steps.reverse()
         requests = []
         for step in steps:
             index = indexes[_interface(step)]
@@ -219,9 +224,9 @@ def _described(step: LinkStep) -> str:
 # Reading.
 
 
-def _link(body: memoryview) -> tuple[str, LinkState]:
-    _, _, index, flags, _ = _IFINFO.unpack_from(body)
-    said = attributes(body, _IFINFO.size)
+def _link(message: memoryview) -> tuple[str, LinkState]:
+    _, _, index, flags, _ = _IFINFO.unpack_from(message)
+    said = attributes(message, _IFINFO.size)
     mac = bytes(said[_IFLA_ADDRESS]).hex(":") if _IFLA_ADDRESS in said else ""
     return text(said[_IFLA_IFNAME]), LinkState(
         index=index,
@@ -241,11 +246,11 @@ def _promotes(said: dict[int, memoryview]) -> bool:
     return conf is not None and len(conf) >= at + 4 and u32(conf[at:]) != 0
 
 
-def _route(body: memoryview, names: dict[int, str]) -> tuple[RouteKey, RouteEntry] | None:
-    family, length, _, tos, table, protocol, _, kind, flags = _RTMSG.unpack_from(body)
+def _route(message: memoryview, names: dict[int, str]) -> tuple[RouteKey, RouteEntry] | None:
+    family, length, _, tos, table, protocol, _, kind, flags = _RTMSG.unpack_from(message)
     if kind != _RTN_UNICAST or tos or flags & _RTM_F_CLONED:
         return None
-    said = attributes(body, _RTMSG.size)
+    said = attributes(message, _RTMSG.size)
     metric = u32(said[_RTA_PRIORITY]) if _RTA_PRIORITY in said else 0
     where = u32(said[_RTA_TABLE]) if _RTA_TABLE in said else table
     if where != _RT_TABLE_MAIN or metric != _METRIC.get(family) or _RTA_OIF not in said:
@@ -273,18 +278,18 @@ class _InetConf(nlmsg):  # type: ignore[misc]  # pyroute2 is untyped
     nla_map = ((_IFLA_AF_SPEC, "IFLA_AF_SPEC", "cdata"),)
 
 
-def _message(kind: Any, number: int, *, how: int = 0, attrs: Sequence[tuple[str, object]] = (), **fields: int) -> Any:
-    """A pyroute2 message; ``how`` are flags of the netlink header, ``fields`` those of the message's own."""
+def _message(
+    kind: Any, number: int, *, how: int = 0, attrs: Sequence[tuple[str, object]] = (), **fields: int
+) -> Message:
+    """A request of a pyroute2 message class; ``how`` are flags of the netlink header."""
     message = kind()
-    message["header"]["type"] = number
-    message["header"]["flags"] = how
     for name, value in fields.items():
         message[name] = value
     message["attrs"] = list(attrs)
-    return message
+    return Message(number, how, body(message))
 
 
-def _request(step: LinkStep, index: int) -> Any:
+def _request(step: LinkStep, index: int) -> Message:
     match step:
         case AddAddress(key):
             label = key.interface + ADDRESS_LABEL_SUFFIX
@@ -310,13 +315,13 @@ def _nested(kind: int, payload: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
-def _address(number: int, key: AddressKey, index: int, how: int, marks: Sequence[tuple[str, object]]) -> Any:
+def _address(number: int, key: AddressKey, index: int, how: int, marks: Sequence[tuple[str, object]]) -> Message:
     address, _, length = key.address.partition("/")
     attrs = [("IFA_LOCAL", address), ("IFA_ADDRESS", address), *marks]
     return _message(ifaddrmsg, number, how=how, attrs=attrs, family=socket.AF_INET, prefixlen=int(length), index=index)
 
 
-def _route_request(number: int, key: RouteKey, entry: RouteEntry, index: int, how: int) -> Any:
+def _route_request(number: int, key: RouteKey, entry: RouteEntry, index: int, how: int) -> Message:
     network = ip_network(key.prefix)
     family = _FAMILY[network.version]
     attrs: list[tuple[str, object]] = [("RTA_OIF", index)]

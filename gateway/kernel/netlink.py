@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -44,6 +44,20 @@ _TIMEOUT = 10.0  # seconds; the kernel answers within the call, this only bounds
 _DUMP_TRIES = 5
 
 
+class Message(NamedTuple):
+    """A request: its type, the flags besides NLM_F_REQUEST, and what follows the netlink header."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
+def body(message: Any) -> bytes:
+    """A pyroute2 message as bytes, without the netlink header."""
+    message.encode()
+    return bytes(message.data[_HEADER.size :])
+
+
 @dataclass(frozen=True, slots=True)
 class NetlinkError:
     """The kernel's refusal of one request: the errno and its words."""
@@ -69,8 +83,8 @@ class Netlink:
             self._opened.close()
             self._opened = None
 
-    def request(self, messages: Sequence[Any]) -> list[NetlinkError | None]:
-        """Send pyroute2 messages with NLM_F_ACK; the kernel's answers in the order of the messages.
+    def request(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
+        """Send the messages and have each acknowledged; the kernel's answers in the order of the messages.
 
         The kernel takes each message for itself: one that it refuses does not keep it from the next.
         """
@@ -79,58 +93,64 @@ class Netlink:
             results += self._batch(messages[start : start + _BATCH])
         return results
 
-    def _batch(self, messages: Sequence[Any]) -> list[NetlinkError | None]:
+    def _batch(self, messages: Sequence[Message]) -> list[NetlinkError | None]:
         first = self._sequence + 1
-        datagram = b"".join(self._encoded(message, NLM_F_REQUEST | NLM_F_ACK) for message in messages)
+        datagram = b"".join(self._encoded(message, NLM_F_ACK) for message in messages)
         answers: dict[int, NetlinkError | None] = {}
         with self._conversation() as talk:
             talk.send(datagram)
             while len(answers) < len(messages):
-                for kind, flags, sequence, body in _messages(talk.recv(_DATAGRAM)):
+                for kind, flags, sequence, said in _messages(talk.recv(_DATAGRAM)):
                     if kind == _NLMSG_ERROR and first <= sequence <= self._sequence:
-                        answers[sequence] = _error(flags, body)
+                        answers[sequence] = _error(flags, said)
         return [answers[first + i] for i in range(len(messages))]
 
-    def dump(self, message: Any) -> list[memoryview]:
-        """The bodies (after the netlink header) of all messages of a dump.
+    def dump(self, message: Message) -> list[memoryview]:
+        """The bodies (after the netlink header) of all messages of a dump that nothing disturbed.
 
         Raises OSError with the kernel's errno if it refuses; EAGAIN if the table never stood still.
         """
-        request = self._encoded(message, NLM_F_REQUEST | NLM_F_DUMP)
         for _ in range(_DUMP_TRIES):
-            bodies, interrupted = self._dump(request)
-            if not interrupted:
-                return bodies
+            try:
+                return list(self.stream(message))
+            except _Interrupted:
+                continue
         raise OSError(errno.EAGAIN, "the table changed while it was read")
 
-    def _dump(self, request: bytes) -> tuple[list[memoryview], bool]:
-        bodies: list[memoryview] = []
-        interrupted = False
+    def stream(self, message: Message) -> Iterator[memoryview]:
+        """The bodies of the messages of a dump as they come; no other request may be made before its end."""
+        request = self._encoded(message, NLM_F_DUMP)
+        interrupted = 0
         with self._conversation() as talk:
             talk.send(request)
             while True:
-                for kind, flags, sequence, body in _messages(talk.recv(_DATAGRAM)):
+                for kind, flags, sequence, said in _messages(talk.recv(_DATAGRAM)):
                     if sequence != self._sequence:
                         continue
-                    interrupted |= bool(flags & _NLM_F_DUMP_INTR)
-                    if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                        if (refusal := _error(flags, body)) is not None:
-                            raise OSError(refusal.code, refusal.words)
-                        return bodies, interrupted
-                    bodies.append(body)
+                    interrupted |= flags & _NLM_F_DUMP_INTR
+                    if kind not in (_NLMSG_DONE, _NLMSG_ERROR):
+                        yield said
+                    elif (refusal := _error(flags, said)) is not None:
+                        raise OSError(refusal.code, refusal.words)
+                    elif interrupted:
+                        raise _Interrupted
+                    else:
+                        return
 
-    def _encoded(self, message: Any, flags: int) -> bytes:
+    def _encoded(self, message: Message, flags: int) -> bytes:
         self._sequence += 1
-        header = message["header"]
-        header["flags"] = header.get("flags", 0) | flags
-        header["sequence_number"] = self._sequence
-        message.encode()
-        return bytes(message.data)
+        length = _HEADER.size + len(message.body)
+        header = _HEADER.pack(length, message.kind, message.flags | flags | NLM_F_REQUEST, self._sequence, 0)
+        return header + message.body + bytes(-length % 4)
 
     def _conversation(self) -> _Conversation:
         if self._opened is None:
             self._opened = _open(self._protocol)
         return _Conversation(self, self._opened)
+
+
+class _Interrupted(Exception):
+    """What was dumped changed in the meantime: an object may be missing or there twice."""
 
 
 class _Conversation:
@@ -183,20 +203,20 @@ def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
         position += (length + 3) & ~3
 
 
-def _error(flags: int, body: memoryview) -> NetlinkError | None:
+def _error(flags: int, said: memoryview) -> NetlinkError | None:
     """What an NLMSG_ERROR (or the end of a dump) says; None for an acknowledgement."""
-    if len(body) < 4:
+    if len(said) < 4:
         return None
-    (code,) = struct.unpack_from("=i", body)
+    (code,) = struct.unpack_from("=i", said)
     if code >= 0:
         return None
     words = os.strerror(-code)
     if flags & _NLM_F_ACK_TLVS:
         # The request's header is echoed before the attributes; with NETLINK_CAP_ACK its payload is not.
-        echoed = _HEADER.unpack_from(body, 4)[0] if not flags & _NLM_F_CAPPED else _HEADER.size
-        said = attributes(body, 4 + ((echoed + 3) & ~3)).get(_NLMSGERR_ATTR_MSG)
-        if said is not None:
-            words = f"{text(said)} ({words})"
+        echoed = _HEADER.unpack_from(said, 4)[0] if not flags & _NLM_F_CAPPED else _HEADER.size
+        message = attributes(said, 4 + ((echoed + 3) & ~3)).get(_NLMSGERR_ATTR_MSG)
+        if message is not None:
+            words = f"{text(message)} ({words})"
     return NetlinkError(-code, words)
 
 

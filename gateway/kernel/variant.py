@@ -7,7 +7,6 @@ from typing import Literal, get_args
 from gateway.kernel.tool import run
 from gateway.ports import Refused, Variant
 
-
 Setting = Literal["auto", "legacy", "nft"]
 
 

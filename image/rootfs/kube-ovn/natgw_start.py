@@ -14,7 +14,6 @@ import time
 READY_SECONDS = 10.0
 READY_FD = 3
 LOCATIONS = (b"NATGW_RUN_DIR", b"NATGW_STATE_DIR", b"NATGW_ENV_FILE", b"NATGW_TOKEN_FILE")
-PER_CALL = (b"GATEWAY_V4", b"GATEWAY_V6", b"VPC_INTERFACE", b"EXTERNAL_INTERFACE")
 HELP = ("help", "--help", "-h")
 
 
@@ -103,9 +102,7 @@ def detach(log_fd, ready_fd):
 
 
 def absolute(environment):
-    """The daemon's environment: without what each call brings, and with paths that do not depend on our cwd."""
-    for name in PER_CALL:
-        environment.pop(name, None)
+    """The daemon's environment: paths that do not depend on our working directory, and a PATH to find tools."""
     for name in LOCATIONS:
         path = environment.get(name)
         if path and not path.startswith(b"/"):

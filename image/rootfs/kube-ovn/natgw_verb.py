@@ -40,11 +40,14 @@ def request(arguments):
 
 def exchange(client, message):
     """Send the request; return exit code, stdout and stderr."""
-    client.sendall(message)
-    client.shutdown(_socket.SHUT_WR)
     answer = b""
-    while chunk := client.recv(65536):
-        answer += chunk
+    try:
+        client.sendall(message)
+        client.shutdown(_socket.SHUT_WR)
+        while chunk := client.recv(65536):
+            answer += chunk
+    except ConnectionError:
+        answer = b""
     parts = answer.split(b"\0")
     if len(parts) != 4:
         raise Failure("the daemon ended before it answered")

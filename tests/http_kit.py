@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp
 
-from api.http import build_app
-from api.httpserver import serve_http
+from api.http import serve_http
+from api.http_app import build_app
 from tests.gateway_kit import Gateway, gateway
 
 

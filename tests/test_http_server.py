@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.http import build_app
-from api.httpserver import serve_http
+from api.http import serve_http
+from api.http_app import build_app
 from api.listen import CannotListen, check_listen, parse_listen, tcp_socket
 from tests.gateway_kit import STATE, Gateway, gateway
 from tests.http_kit import assert_problem, call, serving, unix

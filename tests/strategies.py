@@ -6,7 +6,7 @@ what can go wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import TypeVar
 
 from hypothesis import settings
@@ -208,10 +208,3 @@ def settled(spec: GatewaySpec, actual: Actual | None = None, facts: Facts = Fact
     """The kernel after the spec was applied to it."""
     before = actual or both_pods()
     return apply(delta(desired(spec, facts, before), before), before)
-
-
-def with_foreign(actual: Actual, edit: Callable[[dict[ChainRef, tuple[AnyRule, ...]]], None]) -> Actual:
-    """The kernel after somebody else changed its chains."""
-    chains = dict(actual.ruleset.chains)
-    edit(chains)
-    return Actual(Ruleset(chains), actual.links, actual.addresses, actual.routes)

@@ -143,3 +143,12 @@ def test_only_marked_routes_and_on_link_defaults_are_taken() -> None:
     assert adopted is not None
     assert [route.cidr for route in adopted.routes] == ["10.2.0.0/16"]
     assert (adopted.gateway_v4, adopted.gateway_v6) == (None, "2001:db8::1")
+
+
+def test_of_two_lengths_of_one_address_the_marked_one_counts() -> None:
+    kernel = some.settled(GatewaySpec(eips=[Eip(address="192.168.0.20/24")]), some.pod())
+    addresses = {AddressKey("net1", "192.168.0.20/32"): False, AddressKey("net1", "192.168.0.20/16"): False}
+    for arranged in ({**addresses, **kernel.addresses}, {**kernel.addresses, **addresses}):
+        adopted = adopt(replace(kernel, addresses=arranged))
+        assert adopted is not None
+        assert [eip.address for eip in adopted.eips] == ["192.168.0.20/24"]

@@ -26,6 +26,7 @@ from rules.ruleset import (
     OutInterface,
     ReplaceRules,
     Rule,
+    Rules,
     Ruleset,
     Snat,
     Source,
@@ -155,6 +156,19 @@ def test_one_rule_more_in_a_long_chain_is_one_edit_and_a_new_chain_is_one_rewrit
     assert list(chain_edits(REF, have, (*have[:500], extra, *have[500:]))) == [InsertRule(REF, 500, extra)]
     assert list(chain_edits(REF, have, have[1:])) == [DeleteRule(REF, 0, have[0])]
     assert list(chain_edits(REF, (), have[: REWRITE_ABOVE + 1])) == [ReplaceRules(REF, have[: REWRITE_ABOVE + 1])]
+
+
+def test_hooks_are_appended_in_their_order_and_taken_out_wherever_they_stand() -> None:
+    ref = ChainRef("nat", "POSTROUTING")
+    foreign = Foreign("-j MASQUERADE")
+    one, other = Rule((), Jump("ONE")), Rule((), Jump("OTHER"))
+    chains: dict[ChainRef, Rules] = {ref: (foreign,), ChainRef("nat", "ONE"): (), ChainRef("nat", "OTHER"): ()}
+    wanted = Desired(hooks={(ref, one): True, (ref, other): True})
+    hooked = apply(delta(wanted, Actual(Ruleset(chains))), Actual(Ruleset(chains)))
+    assert hooked.ruleset.chains[ref] == (foreign, one, other)
+    chains[ref] = (one, foreign, other, one)
+    unhooked = apply(delta(Desired(hooks={(ref, one): False}), Actual(Ruleset(chains))), Actual(Ruleset(chains)))
+    assert unhooked.ruleset.chains[ref] == (foreign, other)
 
 
 # What the kernel refuses

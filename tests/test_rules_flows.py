@@ -6,6 +6,7 @@ Entries are made as the kernel makes them: from the fate of a connection's first
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -205,6 +206,17 @@ def test_changes(before: list[c.Command], change: list[c.Command], packet: Packe
     assert is_stale(flow, old, new) is stale
     if stale:
         assert any(suspect.matches(flow) for suspect in suspects(old, new))
+
+
+def test_what_foreign_rules_translated_is_left_alone() -> None:
+    old = edit_all(GatewaySpec(), [*BASE, dnat(), SNAT])
+    assert old is not None
+    new = edit_all(old, [UNDNAT, UNSNAT])
+    assert new is not None
+    masqueraded = replace(entry(fate(TENANT, GatewaySpec())), reply_dst="192.168.0.11")
+    assert not is_stale(masqueraded, old, new)
+    redirected = replace(entry(fate(OUTSIDE, GatewaySpec())), reply_src="10.0.9.9")
+    assert not is_stale(redirected, old, new)
 
 
 def test_one_more_rule_makes_suspects_only_of_what_it_is_about() -> None:

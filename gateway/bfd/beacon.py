@@ -46,7 +46,8 @@ class Beacon:
     def __init__(self, loop: Loop, network: Network, defaults: SessionConfig, channels: Sequence[str]) -> None:
         self.loop = loop
         self.table = SessionTable(defaults, network.locals_for, random)
-        self.listeners: list[Callable[[Entry, StateChange], None]] = []
+        self.observers: list[Callable[[Entry, StateChange], None]] = []
+        """Told of every change of state."""
         self.speaker = Speaker(self.table, network, loop, self._changed, self._send_failed)
         self.commands = Commands(self.table, self.speaker.did, loop.stop)
         self._servers = [
@@ -71,6 +72,9 @@ class Beacon:
                 f"session {entry.id} local={entry.local} remote={entry.remote}: {STATE_NAMES[change.old]} -> "
                 f"{STATE_NAMES[change.new]} <{diag_name(change.diag)}>"
             )
+
+        for observer in self.observers:
+            observer(entry, change)
 
     def _send_failed(self, entry: Entry, error: OSError) -> None:
         log(f"session {entry.id} local={entry.local} remote={entry.remote}: cannot send: {error.strerror}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 DEFAULT_RUN_DIR = "/run/natgw"
 DEFAULT_CHANNEL = "127.0.0.1:957"
@@ -22,6 +23,17 @@ TIMEOUT = 5.0
 def run_dir() -> str:
     """Where instances are told apart: ``NATGW_RUN_DIR``."""
     return os.environ.get("NATGW_RUN_DIR") or DEFAULT_RUN_DIR
+
+
+def supervisor_directory(environment: Mapping[str, str]) -> str:
+    """Where the supervisor of a pod has its socket and its state file."""
+    run = environment.get("NATGW_RUN_DIR")
+    return f"{run}/bfdd-supervisor" if run else "/var/run/kube-ovn/bfdd-supervisor"
+
+
+def supervisor_socket(environment: Mapping[str, str]) -> str:
+    """The socket that probes ask."""
+    return environment.get("BFDD_SUPERVISOR_SOCKET") or supervisor_directory(environment) + "/control.sock"
 
 
 def address(channel: str = DEFAULT_CHANNEL) -> str:
@@ -55,30 +67,56 @@ def ask(name: str, line: str, timeout: float = TIMEOUT) -> str:
     return reply.decode("utf-8", "replace")
 
 
-def main(argv: Sequence[str]) -> int:
-    """``bfdd-control [--control=ADDRESS:PORT | --altport] COMMAND …``.
+def ask_patiently(name: str, line: str, patience: float) -> str:
+    """``ask``, trying again for ``patience`` seconds while nobody listens yet. Raises OSError."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return ask(name, line)
+        except ConnectionRefusedError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.02)
 
-    Ends with 1 when the beacon cannot be reached, says nothing, or could not complete the request; a command that the
-    beacon refuses ends with 0, as OpenBFDD's does.
+
+def main(argv: Sequence[str]) -> int:
+    """``bfdd-control [--control=ADDRESS:PORT | --altport] [--wait=SECONDS] COMMAND``, or ``… load FILE``.
+
+    ``load`` obeys every line of a file that is neither empty nor a comment, and ends at the first failure. Ends with 1
+    when the beacon cannot be reached, says nothing, or could not complete the request; a command that the beacon
+    refuses ends with 0, as OpenBFDD's does.
     """
-    channel = DEFAULT_CHANNEL
+    channel, patience = DEFAULT_CHANNEL, 0.0
     words = list(argv)
     while words and words[0].startswith("--"):
-        option = words.pop(0)
-        if option == "--altport":
+        name, _, value = words.pop(0).partition("=")
+        if name == "--altport":
             channel = ALTERNATE_CHANNEL
-        elif option.startswith("--control="):
-            channel = option.removeprefix("--control=")
+        elif name == "--control":
+            channel = value
+        elif name == "--wait" and value.isdecimal():
+            patience = float(value)
         else:
-            print(f"bfdd-control: unknown option {option}", file=sys.stderr)
+            print(f"bfdd-control: unknown option {name}", file=sys.stderr)
             return 1
     if not words:
-        print("usage: bfdd-control [--control=ADDRESS:PORT | --altport] COMMAND", file=sys.stderr)
+        print("usage: bfdd-control [--control=ADDRESS:PORT | --altport] [--wait=SECONDS] COMMAND", file=sys.stderr)
         return 1
     try:
-        reply = ask(address(channel), " ".join(words))
+        for line in _lines(words):
+            reply = ask_patiently(address(channel), line, patience)
+            print(reply, end="", flush=True)
+            if not reply or reply.startswith("Unable to complete "):
+                return 1
     except OSError as error:
-        print(f"bfdd-control: cannot reach bfdd-beacon on {channel}: {error.strerror or error}", file=sys.stderr)
+        print(f"bfdd-control: {channel}: {error.strerror or error}", file=sys.stderr)
         return 1
-    print(reply, end="")
-    return 1 if not reply or reply.startswith("Unable to complete ") else 0
+    return 0
+
+
+def _lines(words: Sequence[str]) -> list[str]:
+    if words[0] != "load" or len(words) != 2:
+        return [" ".join(words)]
+    with open(words[1]) as file:
+        stripped = [line.strip() for line in file]
+    return [line for line in stripped if line and not line.startswith("#")]

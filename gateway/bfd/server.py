@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+import stat
 import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from gateway.bfd.loop import Loop
 
@@ -78,9 +80,12 @@ class Server:
         except OSError:
             # The peer has gone again, or descriptors are short: nothing to answer.
             return
-        if len(self._connections) >= CONNECTIONS or not self._admit(peer):
+        if not self._admit(peer):
             peer.close()
             return
+        if len(self._connections) >= CONNECTIONS:
+            # An honest exchange is over in a moment, so the oldest is the one that holds its place for nothing.
+            self._close(next(iter(self._connections.values())))
         peer.setblocking(False)
         connection = _Connection(peer, self._loop.clock() + DEADLINE)
         self._connections[peer.fileno()] = connection
@@ -140,3 +145,45 @@ def line_protocol(answer: Callable[[str], str]) -> Callable[[bytes], bytes | Non
         return answer(line.decode("utf-8", "replace")).encode() if newline else None
 
     return respond
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A listening socket for probes, mode 0600. Raises OSError, also when another supervisor answers there."""
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(17, f"{path} is there and not a socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(ConnectionRefusedError):
+            probe.connect(str(path))
+            raise OSError(98, f"another supervisor answers on {path}")
+        path.unlink()
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    before = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    finally:
+        os.umask(before)
+    listening.listen()
+    return listening
+
+
+def listen_tcp(address: str) -> socket.socket:
+    """A listening socket for ``HOST:PORT``, on every address when the host is empty. Raises OSError, ValueError."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    families = [socket.AF_INET6, socket.AF_INET] if not host else [socket.AF_INET6 if ":" in host else socket.AF_INET]
+    for family in families:
+        try:
+            listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        except OSError:
+            # This kernel has no IPv6.
+            if family == families[-1]:
+                raise
+            continue
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and not host:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind((host, int(port)))
+        listening.listen()
+        return listening
+    raise OSError(97, f"no socket for {address}")

@@ -70,6 +70,11 @@ class Speaker:
         if change is not None:
             self._on_change(happened.entry, change)
 
+    @property
+    def listening(self) -> bool:
+        """The sockets are open."""
+        return bool(self._listeners)
+
     def rebuild(self) -> None:
         """Open every socket anew, as a restart of the process would. Raises OSError."""
         self.close()

@@ -1,0 +1,241 @@
+"""The speaker of a VpcEgressGateway pod: keeps the expected sessions alive and answers probes and Prometheus.
+
+Kube-OVN's program of this name starts OpenBFDD as a child and watches it. Here the speaker is part of the program, so
+there is nothing to start, and ``live`` is true for as long as anybody answers. What the outside sees is the same: the
+command line, the socket with its JSON, the state file, ``/livez`` and ``/metrics``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from gateway.bfd import control, metrics, title
+from gateway.bfd.beacon import Beacon, log, stop_on_signals
+from gateway.bfd.commands import STATE_NAMES
+from gateway.bfd.ladder import REBUILD, RESET, UP, ZERO_TIME, Ladder, Observed, Pair, Step, Timing
+from gateway.bfd.loop import Loop
+from gateway.bfd.packet import State
+from gateway.bfd.server import Server, line_protocol, listen_tcp, listen_unix
+from gateway.bfd.session import StateChange
+from gateway.bfd.settings import Settings
+from gateway.bfd.table import Entry
+from gateway.bfd.udp import UdpNetwork
+
+PROGRAM = "/kube-ovn/kube-ovn-bfdd-supervisor"
+RECONCILE = 5_000_000
+"""Microseconds between looks at the sessions."""
+
+
+class Supervisor:
+    """Keeps the expected sessions alive, as a participant of the beacon's loop; answers probes and Prometheus."""
+
+    def __init__(self, settings: Settings, beacon: Beacon, wall: Callable[[], float] = time.time) -> None:
+        self.ladder = Ladder(settings.pairs(), Timing.of(settings.session))
+        self.counters = metrics.Counters()
+        self._settings = settings
+        self._wall = wall
+        self._beacon = beacon
+        self._saved = ""
+        self._next_reconcile = 0
+        self._load()
+        self._replay()
+        self.reconcile()
+        beacon.observers.append(self._changed)
+        beacon.loop.add(self)
+
+    # The loop
+
+    def next_timer(self) -> int | None:
+        """When the sessions are looked at next."""
+        return self._next_reconcile
+
+    def tick(self, now: int) -> None:
+        """Look at the sessions every five seconds."""
+        if now >= self._next_reconcile:
+            self._next_reconcile = now + RECONCILE
+            self.reconcile()
+
+    def reconcile(self) -> None:
+        """Take notice of the sessions and try one step of repair if one is due."""
+        if not self._beacon.speaker.listening:
+            # The sockets could not be opened when they were last tried to be; nothing works until they are.
+            with suppress(OSError):
+                self._beacon.speaker.rebuild()
+        observed = {
+            (entry.local, entry.remote): Observed(
+                STATE_NAMES[entry.session.state],
+                entry.session.held is not None or entry.session.suspended or entry.session.state is State.ADMIN_DOWN,
+            )
+            for entry in self._beacon.table.entries
+        }
+        step = self.ladder.plan(observed, self._wall())
+        if step is not None:
+            self._try(step)
+        self.counters.observe(sum(episode.state == UP for episode in self.ladder.episodes.values()), self._uptime())
+        self._save()
+
+    def _uptime(self) -> float:
+        return self._beacon.loop.clock() / 1_000_000
+
+    def _changed(self, entry: Entry, change: StateChange) -> None:
+        """Do not let status and metrics lag behind."""
+        self._next_reconcile = self._beacon.loop.clock()
+
+    def _try(self, step: Step) -> None:
+        pair = (step.episode.local, step.episode.remote)
+        try:
+            if step.action == RESET:
+                entry = self._beacon.table.find(*pair)
+                if entry is not None:
+                    self._beacon.table.reset(entry, self._beacon.loop.clock())
+            elif step.action == REBUILD:
+                self._beacon.speaker.rebuild()
+                self._replay()
+            else:
+                self._replay()
+        except OSError as error:
+            self.ladder.record(step, error.strerror or str(error))
+        else:
+            self.ladder.record(step, None)
+        self.counters.step(step)
+        log(f"repair of local={pair[0]} remote={pair[1]}: {step.action}: {step.episode.last_result}")
+
+    def _replay(self) -> None:
+        """Configure the beacon as if it had just been started."""
+        self._beacon.table.defaults = self._settings.session
+        self._beacon.commands.log_types["command"] = False
+        for peer in self._settings.peer_ips:
+            self._beacon.table.allow(peer, self._beacon.loop.clock())
+
+    # What is told
+
+    def status(self) -> dict[str, Any]:
+        """The status in the words of Kube-OVN's supervisor. The child that it speaks of is the set of sockets."""
+        return {
+            "Live": True,
+            "Ready": self._ready(),
+            "Sessions": [
+                {**episode.status(), "State": self._state(pair)} for pair, episode in self.ladder.episodes.items()
+            ],
+            "ControlFailures": 0,
+            "LastControlError": "",
+            "ChildRestarts": self.ladder.rebuilds,
+            "ChildRecoveryAttempts": 0,
+            "ChildNextRetry": ZERO_TIME,
+            "ChildCircuitOpen": False,
+        }
+
+    def answer(self, word: str) -> str:
+        """The reply to a line on the socket."""
+        error = ""
+        if word == "ready" and not self._ready():
+            error = "not every expected BFD session is Up"
+        elif word not in ("live", "ready", "status"):
+            error = f"unknown request {word!r}"
+        return json.dumps({"status": self.status(), "error": error}) + "\n"
+
+    def respond(self, received: bytes) -> bytes | None:
+        """The reply to an HTTP request, once its head is complete."""
+        head, end, _ = received.partition(b"\r\n\r\n")
+        if not end:
+            return None
+        method, _, rest = head.partition(b" ")
+        path = rest.split(b" ")[0].split(b"?")[0]
+        if method not in (b"GET", b"HEAD"):
+            return _http("405 Method Not Allowed", "method not allowed\n")
+        if path == b"/livez":
+            return _http("200 OK", "")
+        if path != b"/metrics":
+            return _http("404 Not Found", "404 page not found\n")
+        text = metrics.render(self.ladder, self.counters, self._beacon.speaker, self._uptime())
+        return _http("200 OK", text, headers_only=method == b"HEAD")
+
+    def _state(self, pair: Pair) -> str:
+        entry = self._beacon.table.find(*pair)
+        return "" if entry is None else STATE_NAMES[entry.session.state]
+
+    def _ready(self) -> bool:
+        return all(self._state(pair) == UP for pair in self.ladder.episodes)
+
+    # The state file
+
+    def _load(self) -> None:
+        path = self._settings.state_path
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return
+        try:
+            self.ladder.load(json.loads(text))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            log(f"the state file {path} is of no use and put aside: {error!r}")
+            path.replace(f"{path}.corrupt")
+
+    def _save(self) -> None:
+        """Replace the file when there is something new, without waiting for the disk: the timers of all sessions would
+        wait too, and a state that is lost with its node is of no use to the next one."""
+        text = json.dumps(self.ladder.dump())
+        if text == self._saved:
+            return
+        path = self._settings.state_path
+        fresh = path.with_name(f".{path.name}.new")
+        try:
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "w") as file:
+                file.write(text)
+            fresh.replace(path)
+        except OSError as error:
+            log(f"cannot save the state to {path}: {error.strerror}")
+        else:
+            self._saved = text
+
+
+def _http(status: str, body: str, headers_only: bool = False) -> bytes:
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+        f"Content-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n"
+    )
+    return (head + ("" if headers_only else body)).encode()
+
+
+def run(environment: Mapping[str, str]) -> None:
+    """Be the supervisor until a signal comes. Raises OSError or ValueError when something needed cannot be had."""
+    settings = Settings.read(environment)
+    # Only what the outside recognises us by; a gateway works without it.
+    with suppress(OSError, ValueError):
+        title.set_command_line(PROGRAM, "run")
+    loop = Loop()
+    stop_on_signals(loop)
+    probes = listen_unix(settings.socket_path)
+    try:
+        beacon = Beacon(
+            loop,
+            UdpNetwork(settings.pod_ips),
+            settings.session,
+            [control.DEFAULT_CHANNEL, control.ALTERNATE_CHANNEL],
+        )
+        supervisor = Supervisor(settings, beacon)
+        Server(loop, probes, line_protocol(supervisor.answer))
+        Server(loop, listen_tcp(settings.metrics_address), supervisor.respond)
+        log(f"speaking BFD from {', '.join(settings.pod_ips)} to {', '.join(settings.peer_ips)}")
+        loop.run()
+        beacon.close()
+    finally:
+        settings.socket_path.unlink(missing_ok=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """``kube-ovn-bfdd-supervisor run``. Ends with 0 after a signal, with 1 when something needed cannot be had."""
+    try:
+        run(os.environ)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        print(f"kube-ovn-bfdd-supervisor run: {reason}", file=sys.stderr)
+        return 1
+    return 0

@@ -7,6 +7,7 @@ PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 export PATH
 
 BIN := .venv/bin
+LAB := $(BIN)/natgw lab
 DEMO := examples/vpc-nat-gateway.yaml
 # Narrow a run, e.g.: make test PYTEST_ARGS='tests -k snat'
 PYTEST_ARGS ?=
@@ -22,10 +23,11 @@ setup: ## install what is missing: system packages, and Python dependencies into
 setup-test:
 	@scripts/setup.sh test
 
+# However it ends, the lab is taken down, unless `lab up` refused (2): then nothing was built, and a lab of that name is not ours.
 demo: setup ## build the example VPC in network namespaces, send real packets through it, show the result (root)
-	@$(BIN)/natgw lab up --name demo -f $(DEMO) || { status=$$?; $(BIN)/natgw lab down --name demo || true; exit $$status; }; \
-	trap '$(BIN)/natgw lab down --name demo' EXIT; \
-	$(BIN)/natgw lab test --name demo
+	@built=yes; trap '[ $$built = no ] || $(LAB) down --name demo' EXIT; trap 'exit 143' HUP TERM; \
+	$(LAB) up --name demo -f $(DEMO) || { status=$$?; [ $$status != 2 ] || built=no; exit $$status; }; \
+	$(LAB) test --name demo
 
 check: setup ## linters, types and import arrows; no network, no root
 	@$(BIN)/ruff check .

@@ -102,6 +102,7 @@ class Service:
         # A job to do, a request to look at the links again, or None: the end.
         self._jobs: queue.SimpleQueue[_Job | Literal["look"] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._closed = False
         self._spec: GatewaySpec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
@@ -140,14 +141,13 @@ class Service:
         self._jobs.put("look")
 
     def close(self) -> None:
-        """Finish what is queued and end the writer. The kernel goes on forwarding."""
+        """Finish what is queued and end the writer; what comes later is refused. The kernel goes on forwarding."""
+        self._closed = True
         self._jobs.put(None)
         if self._thread is not None:
             self._thread.join()
 
-    def change(
-        self, edit: Edit, *, by: str, dry_run: bool = False, announce: Collection[str] = ()
-    ) -> Future[Outcome]:
+    def change(self, edit: Edit, *, by: str, dry_run: bool = False, announce: Collection[str] = ()) -> Future[Outcome]:
         """Queue one change: ``edit`` takes the spec that stands then and returns the wanted one.
 
         ``by`` is who asked, for the log. ``announce`` names EIPs to announce once more even if nothing
@@ -155,7 +155,10 @@ class Service:
         kernel and spec are as before.
         """
         future: Future[Outcome] = Future()
-        self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future))
+        if self._closed:
+            future.set_exception(Refused("change", "the daemon is ending", retryable=True))
+        else:
+            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future))
         return future
 
     def status(self) -> Status:

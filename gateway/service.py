@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any, Literal, Protocol
 
@@ -28,13 +28,13 @@ from gateway.status import (
     Status,
     TransactionCounts,
 )
-from gateway.store import Store
+from gateway.store import Store, Stored
 from gateway.transaction import Kernel
 from rules.adopt import adopt
 from rules.desired import Facts
 from rules.flows import FlowFilter, is_stale, suspects
 from rules.spec import GatewaySpec, Interfaces
-from rules.state import Actual, Plan
+from rules.state import Actual, AddressKey, Plan
 
 log = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ class Service:
         if not self._unsaved or self._spec is None:
             return
         try:
-            self._store.save(self._spec)
+            self._store.save(Stored(self._spec, self._facts.claimed))
         except OSError as error:
             log.error("the spec cannot be stored: %s; after a restart it will be read from the kernel", error)
             self._discard_stored()
@@ -331,18 +331,30 @@ class Service:
     def _recover(self, recovered: Future[Outcome | None]) -> None:
         """Make the last stored spec stand again or, without one, adopt what the kernel's own rules say."""
         try:
-            spec = self._store.load()
-            if spec is None:
-                spec = adopt(transaction.read(self._kernel), self._interfaces)
-                self._unsaved = spec is not None
-            self._spec = spec
-            self._unapplied = spec is not None
-            recovered.set_result(self._restore() if spec else None)
+            stored = self._store.load()
+            if stored is None:
+                stored = self._adopt()
+                self._unsaved = stored is not None
+            if stored is not None:
+                self._spec = stored.spec
+                self._facts = replace(self._facts, claimed=stored.claimed)
+                self._unapplied = True
+            recovered.set_result(self._restore() if stored else None)
         except Refused as error:
             self._failed("restore", error)
             recovered.set_result(None)
         except BaseException as error:  # noqa: BLE001 -- handed to whoever started the service
             recovered.set_exception(error)
+
+    def _adopt(self) -> Stored | None:
+        """The spec that the kernel's own rules tell, with the addresses that somebody else put up for its EIPs."""
+        actual = transaction.read(self._kernel)
+        spec = adopt(actual, self._interfaces)
+        if spec is None:
+            return None
+        log.info("no stored spec: %d EIPs and their rules are adopted from the kernel", len(spec.eips))
+        eips = {AddressKey(spec.interfaces.external, eip.address) for eip in spec.eips}
+        return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))
 
     def _restore(self) -> Outcome:
         if self._spec is None:

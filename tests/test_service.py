@@ -177,6 +177,19 @@ def test_without_its_files_the_spec_is_read_from_the_kernel(tmp_path: Path) -> N
     assert second.kernel.writes == writes
 
 
+def test_an_adopted_eip_takes_its_unmarked_address_along_even_after_a_restart(tmp_path: Path) -> None:
+    first = gateway(tmp_path / "one")
+    first.service.change(lambda _: example(), by="test").result(timeout=10)
+    first.service.close()
+    address = AddressKey("net1", "192.168.0.10/24")
+    first.kernel.addresses[address] = False  # as another program leaves it
+    gateway(tmp_path / "two", first.kernel).service.close()
+    again = gateway(tmp_path / "two", first.kernel)
+    run(again.service, c.EipDel(address="192.168.0.10/24"))
+    assert address not in first.kernel.addresses
+    assert AddressKey("net1", "192.168.0.11/24") in first.kernel.addresses
+
+
 def test_a_disk_that_fails_does_not_fail_the_change_and_leaves_no_outdated_file(tmp_path: Path) -> None:
     pod = gateway(tmp_path)
     run(pod.service, c.Init())

@@ -125,6 +125,16 @@ class Service:
         return self._spec
 
     @property
+    def facts(self) -> Facts:
+        """What is decided besides the spec."""
+        return self._facts
+
+    @property
+    def actual(self) -> Actual:
+        """Links, addresses and routes (no chains) as the writer last read them."""
+        return self._actual
+
+    @property
     def ready(self) -> bool:
         """Whether the kernel equals the spec and nothing that follows a change is outstanding."""
         return not self._pending()

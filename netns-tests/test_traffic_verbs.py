@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from traffic import ping, tcp, udp
@@ -154,6 +155,25 @@ def test_eip_add_answers_at_once_and_nothing_hangs_on_its_pipes(world: World) ->
         assert pid
         gateway.verb("get-iptables-version")
         assert gateway.pid == pid
+    finally:
+        gateway.remove()
+
+
+def test_calls_at_once_start_one_daemon_and_all_succeed(world: World) -> None:
+    """Releases up to 1.14 call without a lock; retries of several workers may find no daemon at the same time."""
+    gateway = world.plug()
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            for done in pool.map(lambda _: gateway.exec("init"), range(6)):
+                assert (done.returncode, done.stderr) == (0, ""), done
+            pid = gateway.pid
+            eips = [f"192.168.0.{number}" for number in range(50, 62)]
+            for done in pool.map(lambda eip: gateway.exec("eip-add", f"{eip}/24"), eips):
+                assert (done.returncode, done.stderr) == (0, ""), done
+        assert gateway.pid == pid
+        assert sorted(gateway.net1_addresses()) == sorted([OWN, *eips])
+        assert len(gateway.rules("-A HAIRPIN_SNAT")) == len(eips)
+        assert gateway.log().count("INFO natgw: serving") == 1
     finally:
         gateway.remove()
 

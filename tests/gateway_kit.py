@@ -97,7 +97,13 @@ def gateway(
     kernel = kernel or FakeKernel.gateway_pod()
     announcer = RecordingAnnouncer()
     service = Service(
-        ports(kernel), announcer, Store(directory), ManualClock(), facts=Facts(arp), interfaces=interfaces, version="test"
+        ports(kernel),
+        announcer,
+        Store(directory),
+        ManualClock(),
+        facts=Facts(arp),
+        interfaces=interfaces,
+        version="test",
     )
     service.start().result(timeout=10)
     return Gateway(service, kernel, announcer)

@@ -79,14 +79,17 @@ class Gateway:
         return int((self.path / "run" / "natgw.pid").read_text())
 
     def kill(self) -> None:
-        """End the daemon as the OOM killer does, and wait until it is gone."""
+        """End the daemon and its keeper as their container's end does, and wait until they are gone."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            process = os.pidfd_open(self.pid)
-            try:
-                signal.pidfd_send_signal(process, signal.SIGKILL)
-                select.select([process], [], [], TIMEOUT)
-            finally:
-                os.close(process)
+            daemon = self.pid
+            keeper = int(Path(f"/proc/{daemon}/stat").read_text().rpartition(")")[2].split()[1])
+            for pid in (keeper, daemon):
+                process = os.pidfd_open(pid)
+                try:
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+                    select.select([process], [], [], TIMEOUT)
+                finally:
+                    os.close(process)
 
 
 @pytest.fixture(params=["legacy", "nft"])
@@ -341,9 +344,8 @@ def test_a_daemon_that_was_killed_comes_back_with_the_next_verb(gateway: Gateway
 
 def test_the_daemon_holds_nothing_of_the_exec_that_started_it(gateway: Gateway) -> None:
     assert gateway.verb("init") == OK  # it returned: nobody holds its outputs
-    held = {int(fd.name): os.readlink(fd) for fd in Path(f"/proc/{gateway.pid}/fd").iterdir()}
-    assert held[0] == held[1] == "/dev/null"
-    assert held[2] == str(gateway.path / "run" / "natgw.log")
+    held = [os.readlink(f"/proc/{gateway.pid}/fd/{number}") for number in range(3)]
+    assert held == ["/dev/null", "/dev/null", str(gateway.path / "run" / "natgw.log")]
     assert os.readlink(f"/proc/{gateway.pid}/cwd") == "/"
 
 

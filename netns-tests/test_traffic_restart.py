@@ -129,7 +129,7 @@ def test_without_its_files_the_daemon_learns_from_the_kernel(world: World, gatew
     known = gateway.get("/v1/gateway")
     flow = tcp(world.internet, (EIP2, 8888), world.vpc.a2.tcp_server(80))
     rules = gateway.saved()
-    gateway.kill()
+    gateway.crash()
     shutil.rmtree(gateway.run_dir)
     shutil.rmtree(gateway.state_dir)
     gateway.verb("eip-add", f"{EIP}/24")
@@ -148,7 +148,7 @@ def test_a_new_namespace_is_restored_by_the_first_call(world: World, tmp_path: P
     with world.gateway(state_dir=state) as old:
         fill(old)
         known, rules, mac = old.get("/v1/gateway"), old.saved(), old.mac
-        old.kill()
+        old.crash()
     gateway = world.plug(state_dir=state)
     try:
         assert gateway.mac != mac
@@ -166,7 +166,7 @@ def test_a_new_namespace_is_restored_by_the_first_call(world: World, tmp_path: P
 
 def test_a_changed_kernel_is_put_right_at_the_start(world: World, gateway: Gateway) -> None:
     rules = gateway.saved()
-    gateway.kill()
+    gateway.crash()
     gateway.run(f"iptables-{gateway.variant}", "-t", "nat", "-F", "SHARED_DNAT")
     gateway.run(
         f"iptables-{gateway.variant}", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "RETURN"
@@ -206,7 +206,7 @@ def test_two_gateways_of_the_same_tenant_addresses_do_not_meet(world: World) -> 
         one.verb("snat-del", f"{EIP},10.0.1.0/24")
         one.verb("dnat-del", f"{EIP},80,tcp")
         one.verb("eip-del", f"{EIP}/24")
-        one.kill()
+        one.crash()
         for flow in (inbound, flows[1]):
             flow.talk()
 

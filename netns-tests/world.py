@@ -229,6 +229,7 @@ class Gateway(Host):
 
     def remove(self) -> None:
         """End the daemon and whatever else runs here, unplug, delete; twice is once."""
+        shutil.rmtree(self.run_dir, ignore_errors=True)  # first: no daemon is started again without it
         for word in subprocess.run(
             ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
         ).stdout.split():
@@ -349,14 +350,30 @@ class Gateway(Host):
         return int((self.run_dir / "natgw.pid").read_text())
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send the daemon a signal that ends it, and wait for its end."""
-        descriptor = os.pidfd_open(self.pid)
-        try:
-            signal.pidfd_send_signal(descriptor, number)
-            readable, _, _ = select.select([descriptor], [], [], PATIENCE)
-            assert readable, f"the daemon did not end on signal {number}"
-        finally:
-            os.close(descriptor)
+        """Send the daemon a signal that ends it, and wait for its end. After SIGKILL its keeper starts another."""
+        end(self.pid, number)
+
+    def crash(self) -> None:
+        """Kill the daemon and its keeper, as the end of their container does."""
+        daemon = self.pid
+        end(parent(daemon))
+        end(daemon)
+
+
+def parent(pid: int) -> int:
+    """Process id of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def end(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a process a signal that ends it, and wait for its end."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(descriptor, number)
+        readable, _, _ = select.select([descriptor], [], [], PATIENCE)
+        assert readable, f"process {pid} did not end on signal {number}"
+    finally:
+        os.close(descriptor)
 
 
 def identical(gateway: Gateway, call: Callable[[], object]) -> None:

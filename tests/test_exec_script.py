@@ -17,7 +17,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -119,9 +120,26 @@ class Gateway:
     def starts(self) -> list[str]:
         return (self.run_dir / "starts").read_text().split()
 
+    @property
+    def keeper(self) -> int:
+        """Process id of the daemon's parent."""
+        return int(Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    def end(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send the daemon a signal, and wait for its end."""
+        process = os.pidfd_open(self.pid)
+        try:
+            signal.pidfd_send_signal(process, number)
+            assert select.select([process], [], [], TIMEOUT)[0]  # gone: what is only dying still takes a call
+        finally:
+            os.close(process)
+
     def stop(self) -> None:
+        """End the daemon for good: with its run directory gone, its keeper starts no other."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for pid in self.starts:
+            pids = self.starts
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
 
@@ -352,8 +370,12 @@ def test_it_holds_nothing_of_the_exec_that_started_it(gateway: Gateway) -> None:
     assert held[0] == held[1] == "/dev/null"
     assert held[2] == str(gateway.run_dir / "natgw.log")
     assert not [path for path in held.values() if path.startswith("pipe:") or path.endswith("start.lock")]
-    assert os.getsid(gateway.pid) not in (os.getsid(0), gateway.pid)
+    assert os.getsid(gateway.pid) == gateway.keeper
     assert os.readlink(process / "cwd") == "/"
+    keeper = Path("/proc") / str(gateway.keeper)
+    held_by_keeper = {os.readlink(fd) for fd in (keeper / "fd").iterdir()}
+    own = {"/dev/null", str(gateway.run_dir / "natgw.log")}
+    assert all(path in own or path.startswith(("pipe:", "socket:")) for path in held_by_keeper)
 
 
 def test_closed_standard_descriptors(gateway: Gateway) -> None:
@@ -364,14 +386,12 @@ def test_closed_standard_descriptors(gateway: Gateway) -> None:
 
 def test_a_killed_one_is_started_again(gateway: Gateway) -> None:
     assert ended(gateway.verb("init")) == (0, "", "")
-    process = os.pidfd_open(gateway.pid)
-    try:
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-        assert select.select([process], [], [], TIMEOUT)[0]  # gone: what is only dying still takes a call
-    finally:
-        os.close(process)
+    keeper = gateway.keeper
+    gateway.end()
     assert ended(gateway.verb("init")) == (0, "", "")
     assert len(gateway.starts) == 2
+    assert gateway.keeper == keeper
+    assert "was ended by signal 9; starting it again" in (gateway.run_dir / "natgw.log").read_text()
 
 
 def test_one_that_ends_at_once_leaves_its_last_words(gateway: Gateway) -> None:
@@ -409,6 +429,105 @@ def test_a_run_dir_too_long_for_a_socket(gateway: Gateway) -> None:
     assert "too long" in one_line(err)
 
 
+# --- the daemon's keeper ----------------------------------------------------------------------------------
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_killed_one_comes_back_without_a_verb(gateway: Gateway) -> None:
+    assert ended(gateway.verb("init")) == (0, "", "")
+    keeper = gateway.keeper
+    for number in range(2, 5):
+        gateway.end()
+        wait_for(lambda number=number: len(gateway.starts) == number, "the next daemon")  # type: ignore[misc]
+        assert ended(gateway.verb("init")) == (0, "", "")
+        assert children(keeper) == [str(gateway.pid)]  # neither a zombie nor an orphan
+    assert len(gateway.starts) == 4
+
+
+def test_one_that_is_told_to_stop_stays_away(gateway: Gateway) -> None:
+    assert ended(gateway.verb("init")) == (0, "", "")
+    keeper = os.pidfd_open(gateway.keeper)
+    try:
+        gateway.end(signal.SIGTERM)
+        assert select.select([keeper], [], [], TIMEOUT)[0]
+    finally:
+        os.close(keeper)
+    assert len(gateway.starts) == 1
+    assert not (gateway.run_dir / "keep.sock").exists()
+    assert ended(gateway.verb("init")) == (0, "", "")
+    assert len(gateway.starts) == 2
+
+
+def test_stopping_the_keeper_stops_the_daemon(gateway: Gateway) -> None:
+    assert ended(gateway.verb("init")) == (0, "", "")
+    daemon = os.pidfd_open(gateway.pid)
+    try:
+        os.kill(gateway.keeper, signal.SIGTERM)
+        assert select.select([daemon], [], [], TIMEOUT)[0]
+    finally:
+        os.close(daemon)
+    wait_for(lambda: not (gateway.run_dir / "keep.sock").exists(), "the keeper's end")
+    assert len(gateway.starts) == 1
+
+
+def test_a_killed_keeper_is_replaced_when_its_daemon_ends(gateway: Gateway) -> None:
+    assert ended(gateway.verb("init")) == (0, "", "")
+    keeper = gateway.keeper
+    os.kill(keeper, signal.SIGKILL)
+    wait_for(lambda: gateway.keeper != keeper, "the keeper's end")
+    assert ended(gateway.verb("init")) == (0, "", "")  # the daemon that stands
+    assert len(gateway.starts) == 1
+    gateway.end()
+    assert ended(gateway.verb("init")) == (0, "", "")
+    assert len(gateway.starts) == 2
+
+
+def test_one_that_fails_at_its_return(gateway: Gateway) -> None:
+    """It is tried again and again, ever more rarely; a verb tries at once and hears the reason."""
+    assert ended(gateway.verb("init")) == (0, "", "")
+    gateway.daemon("import sys; sys.exit('eth0: no such device')")
+    keeper = gateway.keeper
+    gateway.end()
+    log = gateway.run_dir / "natgw.log"
+    wait_for(lambda: log.read_text().count("eth0: no such device") >= 2, "another attempt")
+    code, out, err = ended(gateway.verb("init"))
+    assert (code, out) == (1, "")
+    assert "did not start: eth0: no such device; see " in one_line(err)
+    gateway.daemon(STAND_IN)
+    assert ended(gateway.verb("init")) == (0, "", "")
+    assert gateway.keeper == keeper
+
+
+def test_racing_verbs_after_a_death_share_one_daemon(gateway: Gateway) -> None:
+    assert ended(gateway.verb("init")) == (0, "", "")
+    gateway.end()
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda _: ended(gateway.verb("init")), range(8)))
+    assert set(done) == {(0, "", "")}
+    assert len(gateway.starts) == 2
+
+
+def test_a_keeper_without_its_run_directory_ends_with_the_daemon(gateway: Gateway) -> None:
+    assert ended(gateway.verb("init")) == (0, "", "")
+    keeper = os.pidfd_open(gateway.keeper)
+    try:
+        gateway.stop()
+        assert select.select([keeper], [], [], TIMEOUT)[0]
+    finally:
+        os.close(keeper)
+    assert not gateway.run_dir.exists()
+
+
 # --- waiting until it is ready ----------------------------------------------------------------------------
 
 
@@ -422,25 +541,17 @@ def natgw_start() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize(("said", "closed", "ready"), [(b"1\n", False, True), (b"", True, False), (b"1", True, False)])
-def test_readiness(natgw_start: ModuleType, said: bytes, closed: bool, ready: bool) -> None:
-    readable, writable = os.pipe()
-    try:
-        os.write(writable, said)
-        if closed:
-            os.close(writable)
-        assert natgw_start.wait_ready(readable) is ready
-    finally:
-        os.close(readable)
-        if not closed:
-            os.close(writable)
+@pytest.mark.parametrize(("said", "ready"), [(b"1", True), (b"", False)])
+def test_readiness(natgw_start: ModuleType, said: bytes, ready: bool) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.sendall(said)
+        theirs.close()
+        assert natgw_start.wait_ready(ours) is ready
 
 
 def test_one_that_is_never_ready(natgw_start: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(natgw_start, "READY_SECONDS", 0.1)
-    readable, writable = os.pipe()
-    try:
-        assert natgw_start.wait_ready(readable) is None
-    finally:
-        os.close(readable)
-        os.close(writable)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert natgw_start.wait_ready(ours) is None

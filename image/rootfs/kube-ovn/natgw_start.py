@@ -1,24 +1,24 @@
-"""Start the gateway's daemon for the first verb that finds none.
+"""Have the gateway's daemon started for a verb that finds none.
 
-The daemon must outlive the exec that started it and hold nothing of it: an exec ends only when the last
-holder of its stdout and stderr has closed them. So it gets a session of its own, /dev/null, its log as
-stderr (what kills it before it can log is then found there), and the pipe on which it says that it is ready.
+The daemon and its keeper (natgw_keeper) must outlive the exec that started them and hold nothing of it: an exec ends
+only when the last holder of its stdout and stderr has closed them. So the keeper gets a session of its own and
+/dev/null. Here is also where it is found to be running already, about to start the next daemon.
 """
 
+import _socket
 import fcntl
 import posix
 import select
 import sys
-import time
 
 READY_SECONDS = 10.0
-READY_FD = 3
+LISTENER_FD = 3
 LOCATIONS = (b"NATGW_RUN_DIR", b"NATGW_STATE_DIR", b"NATGW_ENV_FILE", b"NATGW_TOKEN_FILE")
 HELP = ("help", "--help", "-h")
 
 
 def start(run_dir, connect, arguments):
-    """A socket connected to a daemon that this call, or another one at the same time, has started.
+    """A socket connected to a daemon that this call, another one at the same time, or the keeper has started.
 
     Raises OSError; its text is the line to print. Help needs no daemon: this process becomes the one that
     prints it.
@@ -37,68 +37,83 @@ def start(run_dir, connect, arguments):
 
 
 def launch(run_dir, connect):
-    """Start the daemon, wait until it is ready, connect."""
+    """Ask the keeper for a daemon, wait until it is ready, connect. Where there is no keeper, start one."""
     log = run_dir + "/natgw.log"
     log_fd = posix.open(log, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC, 0o600)
     logged_before = posix.fstat(log_fd).st_size
-    readable, writable = posix.pipe()
-    child = posix.fork()
-    if child == 0:
-        try:
-            detach(log_fd, writable)
-        finally:
-            posix._exit(127)
-    posix.close(writable)
-    posix.waitpid(child, 0)
-    ready = wait_ready(readable)
-    client = connect(run_dir + "/exec.sock")
+    posix.close(log_fd)
+    keeper = connect(run_dir + "/keep.sock")
+    child = None
+    if keeper is None:
+        child = start_keeper(run_dir)
+        keeper = connect(run_dir + "/keep.sock")
+    ready = keeper is not None and wait_ready(keeper)
+    client = connect(run_dir + "/exec.sock") if ready else None
     if client is not None:
         return client
     if ready is None:
         raise OSError(f"the daemon was not ready within {READY_SECONDS:.0f} s; see {log}")
+    if child is not None:
+        posix.waitpid(child, 0)  # it has given up; PID 1 might not reap it
     raise OSError(f"the daemon did not start: {last_line(log, logged_before)}; see {log}")
 
 
-def wait_ready(readable):
+def wait_ready(keeper):
     """True: the daemon is ready; False: it has ended; None: neither within READY_SECONDS."""
     poll = select.poll()
-    poll.register(readable, select.POLLIN)
-    deadline = time.monotonic() + READY_SECONDS
-    said = b""
-    while not said.endswith(b"\n"):
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            return None
-        chunk = posix.read(readable, 16)
-        if not chunk:
-            return False
-        said += chunk
-    return True
+    poll.register(keeper.fileno(), select.POLLIN)
+    if not poll.poll(READY_SECONDS * 1000):
+        return None
+    try:
+        return bool(keeper.recv(1))
+    except ConnectionError:
+        return False
 
 
-def detach(log_fd, ready_fd):
-    """In the child: a grandchild without parent, terminal or inherited descriptors becomes the daemon."""
+def start_keeper(run_dir):
+    """Fork the keeper with a socket that callers reach from now on; its process id."""
+    path = run_dir + "/keep.sock"
+    if "keep.sock" in posix.listdir(run_dir):
+        posix.unlink(path)  # of one that was killed
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        listener.listen(64)
+        child = posix.fork()
+        if child == 0:
+            try:
+                become_keeper(run_dir, listener.fileno())
+            finally:
+                posix._exit(127)
+        return child
+    finally:
+        listener.close()
+
+
+def become_keeper(run_dir, listener):
+    """In the child: no terminal, no inherited descriptors, nothing that depends on where the verb was called."""
+    program = absolute_path(__file__.rpartition("/")[0] or ".") + "/natgw_keeper.py"
+    run_dir = absolute_path(run_dir)
     environment = absolute(dict(posix.environ))
     posix.setsid()
-    if posix.fork():
-        posix._exit(0)
     posix.chdir("/")
     posix.umask(0o077)
     null = posix.open("/dev/null", posix.O_RDWR)
     # First out of the way of 0-3: a caller may have closed any of those.
-    aside = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (null, null, log_fd, ready_fd)]
+    aside = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (null, null, null, listener)]
     for target, fd in enumerate(aside):
         posix.dup2(fd, target)
     for name in posix.listdir("/proc/self/fd"):
-        if int(name) > READY_FD:
+        if int(name) > LISTENER_FD:
             try:
                 posix.close(int(name))
             except OSError:
                 continue  # the descriptor of the listing itself
-    environment[b"NATGW_READY_FD"] = b"%d" % READY_FD
-    try:
-        posix.execve(sys.executable, [sys.executable, "-P", "-m", "api.main"], environment)
-    except OSError as error:
-        posix.write(2, f"{sys.executable}: {error}\n".encode(errors="replace"))
+    posix.execve(sys.executable, [sys.executable, "-I", "-S", "-B", program, run_dir], environment)
+
+
+def absolute_path(path):
+    return path if path.startswith("/") else posix.getcwd() + "/" + path
 
 
 def absolute(environment):

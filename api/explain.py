@@ -10,6 +10,7 @@ from api.rendered import rendered
 from gateway.status import Status
 from rules.desired import DEFAULT_V4, Facts
 from rules.iptables import render_rule
+from rules.share import services
 from rules.spec import GatewaySpec, InterfaceName, IPv4, Part, Port
 from rules.state import AddressKey, RouteEntry, RouteKey
 from rules.trace import Host, Packet, Verdict, route, trace
@@ -60,7 +61,10 @@ class Translation(Part):
 
 
 class Explanation(Part):
-    """The packet's walk. ``text`` tells all of it to people, a line a step."""
+    """The packet's walk. ``text`` tells all of it to people, a line a step.
+
+    ``backends``: where a shared DNAT sends such packets; the walk is that to the first.
+    """
 
     packet: PacketModel
     in_interface: str
@@ -70,6 +74,7 @@ class Explanation(Part):
     out_interface: str | None
     next_hop: str | None
     reply: Translation | None
+    backends: list[str]
     text: list[str]
 
 
@@ -94,7 +99,8 @@ def explain(question: Question, spec: GatewaySpec, status: Status) -> Explanatio
         question.destination.port or 0,
         came,
     )
-    fate = trace(packet, rendered(spec, Facts("on" if status.arp.policy == "on" else "auto")), host)
+    ruleset = rendered(spec, Facts("on" if status.arp.policy == "on" else "auto"))
+    fate = trace(packet, ruleset, host, services=services(spec))
     return Explanation(
         packet=_packet(packet),
         in_interface=came,
@@ -113,6 +119,7 @@ def explain(question: Question, spec: GatewaySpec, status: Status) -> Explanatio
         out_interface=fate.out_interface,
         next_hop=fate.next_hop,
         reply=Translation(arrives=_packet(fate.reply[0]), leaves=_packet(fate.reply[1])) if fate.reply else None,
+        backends=[f"{address}:{port}" for address, port in fate.backends],
         text=fate.describe(),
     )
 
@@ -125,7 +132,9 @@ def host_of(spec: GatewaySpec, status: Status) -> Host:
     """
     tenant, external = spec.interfaces.vpc, spec.interfaces.external
     inside = RouteEntry(tenant, None)
-    internal = [f"{ip}/32" for ip in (*(f.internal_ip for f in spec.fips), *(d.internal_ip for d in spec.dnats))]
+    hosts = {part.internal_ip for part in (*spec.fips, *spec.dnats)}
+    hosts |= {backend.internal_ip for shared in spec.shared_dnats for backend in shared.backends}
+    internal = [f"{ip}/32" for ip in hosts]
     routes = {RouteKey(prefix): inside for prefix in (*internal, *(s.internal_cidr for s in spec.snats))}
     routes |= {RouteKey(r.cidr): RouteEntry(tenant, r.next_hop_ip) for r in spec.routes}
     routes[DEFAULT_V4] = RouteEntry(external, spec.gateway_v4, onlink=True)

@@ -31,6 +31,7 @@ from gateway.arp.link import LinksLost, Monitor
 from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.legacy import LegacyFirewall
 from gateway.kernel.links import KernelLinks
+from gateway.kernel.nft import KernelNft
 from gateway.kernel.nft_variant import NftVariantFirewall
 from gateway.kernel.variant import choose, iptables_version
 from gateway.ports import Firewall
@@ -115,7 +116,7 @@ async def _serve(settings: Settings) -> None:
     firewall = _firewall(settings)
     announcer = Announcer(clock)
     service = Service(
-        Kernel(firewall, KernelLinks(), KernelFlows()),
+        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft()),
         announcer,
         Store(settings.state_dir),
         clock,

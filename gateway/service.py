@@ -145,9 +145,7 @@ class Service:
         if self._thread is not None:
             self._thread.join()
 
-    def change(
-        self, edit: Edit, *, by: str, dry_run: bool = False, announce: Collection[str] = ()
-    ) -> Future[Outcome]:
+    def change(self, edit: Edit, *, by: str, dry_run: bool = False, announce: Collection[str] = ()) -> Future[Outcome]:
         """Queue one change: ``edit`` takes the spec that stands then and returns the wanted one.
 
         ``by`` is who asked, for the log. ``announce`` names EIPs to announce once more even if nothing
@@ -375,9 +373,7 @@ class Service:
 def _counts(spec: GatewaySpec | None) -> Counts:
     if spec is None:
         return Counts()
-    kinds = (spec.eips, spec.fips, spec.dnats, spec.snats, spec.routes)
-    eips, fips, dnats, snats, routes = (len(kind) for kind in kinds)
-    return Counts(eips=eips, fips=fips, dnats=dnats, snats=snats, routes=routes)
+    return Counts.model_validate({name: len(getattr(spec, name)) for name in Counts.model_fields})
 
 
 def _counted(counts: TransactionCounts, name: str) -> TransactionCounts:

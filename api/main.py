@@ -29,10 +29,8 @@ from api.settings import BadSetting, Settings, interfaces_file
 from gateway.arp.announcer import Announcer
 from gateway.arp.link import LinksLost, Monitor
 from gateway.kernel.conntrack import KernelFlows
-from gateway.kernel.legacy import LegacyFirewall
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
-from gateway.kernel.nft_variant import NftVariantFirewall
 from gateway.kernel.variant import choose, iptables_version
 from gateway.ports import Firewall
 from gateway.service import Service
@@ -99,7 +97,18 @@ def _only_one(run_dir: Path) -> TextIO:
 
 
 def _firewall(settings: Settings) -> Firewall:
-    return LegacyFirewall() if choose(settings.iptables) == "legacy" else NftVariantFirewall()
+    """The driver of the variant chosen; only that one is loaded.
+
+    It is loaded here, before any thread runs: Python before 3.11.4 can deadlock when two threads import at once,
+    and the HTTP face is imported by one while the writer already works.
+    """
+    if choose(settings.iptables) == "legacy":
+        from gateway.kernel.legacy import LegacyFirewall  # noqa: PLC0415
+
+        return LegacyFirewall()
+    from gateway.kernel.nft_variant import NftVariantFirewall  # noqa: PLC0415
+
+    return NftVariantFirewall()
 
 
 def _interfaces(settings: Settings) -> Interfaces:
@@ -145,10 +154,17 @@ async def _serve(settings: Settings) -> None:
 
 
 async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event) -> None:
-    """The HTTP face until ``stop``, imported in a thread so that verbs are answered meanwhile."""
-    face = await asyncio.to_thread(importlib.import_module, "api.http")
-    serve: Callable[..., Awaitable[None]] = face.serve_http
-    await serve(service, settings.run_dir, settings.listen, settings.token_file, stop)
+    """The HTTP face until ``stop``, imported in a thread so that verbs are answered meanwhile.
+
+    Verbs carry the tenants' traffic: they go on being answered when this face cannot.
+    """
+    try:
+        face = await asyncio.to_thread(importlib.import_module, "api.http")
+        serve: Callable[..., Awaitable[None]] = face.serve_http
+        await serve(service, settings.run_dir, settings.listen, settings.token_file, stop)
+    except Exception:
+        log.exception("the HTTP face has ended; verbs are still answered")
+    await stop.wait()
 
 
 def _watch_links(stack: AsyncExitStack, service: Service) -> None:

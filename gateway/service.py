@@ -13,11 +13,12 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from gateway import transaction
+from gateway.arp.conflict import Conflict
 from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
@@ -28,13 +29,13 @@ from gateway.status import (
     Status,
     TransactionCounts,
 )
-from gateway.store import Store
+from gateway.store import Store, Stored
 from gateway.transaction import Kernel
 from rules.adopt import adopt
 from rules.desired import Facts
 from rules.flows import FlowFilter, is_stale, suspects
 from rules.spec import GatewaySpec, Interfaces
-from rules.state import Actual, Plan
+from rules.state import Actual, AddressKey, Plan
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Announcing(Protocol):
 
     def standing(self, interface: str) -> frozenset[IPv4Address]: ...
 
-    def conflicts(self) -> Mapping[str, tuple[Any, ...]]: ...
+    def conflicts(self) -> Mapping[str, tuple[Conflict, ...]]: ...
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Service:
         # A job to do, a request to look at the links again, or None: the end.
         self._jobs: queue.SimpleQueue[_Job | Literal["look"] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._closed = False
         self._spec: GatewaySpec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
@@ -124,6 +126,16 @@ class Service:
         return self._spec
 
     @property
+    def facts(self) -> Facts:
+        """What is decided besides the spec."""
+        return self._facts
+
+    @property
+    def actual(self) -> Actual:
+        """Links, addresses and routes (no chains) as the writer last read them."""
+        return self._actual
+
+    @property
     def ready(self) -> bool:
         """Whether the kernel equals the spec and nothing that follows a change is outstanding."""
         return not self._pending()
@@ -140,7 +152,8 @@ class Service:
         self._jobs.put("look")
 
     def close(self) -> None:
-        """Finish what is queued and end the writer. The kernel goes on forwarding."""
+        """Finish what is queued and end the writer; what comes later is refused. The kernel goes on forwarding."""
+        self._closed = True
         self._jobs.put(None)
         if self._thread is not None:
             self._thread.join()
@@ -153,7 +166,10 @@ class Service:
         kernel and spec are as before.
         """
         future: Future[Outcome] = Future()
-        self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future))
+        if self._closed:
+            future.set_exception(Refused("change", "the daemon is ending", retryable=True))
+        else:
+            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future))
         return future
 
     def status(self) -> Status:
@@ -169,23 +185,16 @@ class Service:
             variant=self.variant,
             interfaces=interfaces,
             links={
-                name: LinkStatus(up=link.up, arp=link.arp, mac=link.mac, mtu=link.mtu)
+                name: LinkStatus.of(link)
                 for name, link in self._actual.links.items()
                 if name in (interfaces.vpc, interfaces.external)
             },
             arp=ArpStatus(policy=self._facts.arp, on=external is not None and external.arp),
-            counts=_counts(spec),
+            counts=Counts.of(spec),
             conflicts=[
-                ConflictStatus(
-                    interface=interface,
-                    address=str(c.address),
-                    mac=c.mac,
-                    first_seen=c.first_seen,
-                    last_seen=c.last_seen,
-                    count=c.count,
-                )
+                ConflictStatus.of(interface, conflict)
                 for interface, conflicts in self._announcer.conflicts().items()
-                for c in conflicts
+                for conflict in conflicts
             ],
             last_error=self._error,
             pending=pending,
@@ -252,7 +261,7 @@ class Service:
         """Book a change that stands in the kernel: spec, announcements, disk."""
         self._unapplied = False
         changed = bool(plan) or new != old
-        self._counts = _counted(self._counts, "committed" if changed else "unchanged")
+        self._counts = self._counts.one_more("committed" if changed else "unchanged")
         if changed:
             self._generation += 1
         if new != old:
@@ -294,7 +303,7 @@ class Service:
         if not self._unsaved or self._spec is None:
             return
         try:
-            self._store.save(self._spec)
+            self._store.save(Stored(self._spec, self._facts.claimed))
         except OSError as error:
             log.error("the spec cannot be stored: %s; after a restart it will be read from the kernel", error)
             self._discard_stored()
@@ -326,18 +335,30 @@ class Service:
     def _recover(self, recovered: Future[Outcome | None]) -> None:
         """Make the last stored spec stand again or, without one, adopt what the kernel's own rules say."""
         try:
-            spec = self._store.load()
-            if spec is None:
-                spec = adopt(transaction.read(self._kernel), self._interfaces)
-                self._unsaved = spec is not None
-            self._spec = spec
-            self._unapplied = spec is not None
-            recovered.set_result(self._restore() if spec else None)
+            stored = self._store.load()
+            if stored is None:
+                stored = self._adopt()
+                self._unsaved = stored is not None
+            if stored is not None:
+                self._spec = stored.spec
+                self._facts = replace(self._facts, claimed=stored.claimed)
+                self._unapplied = True
+            recovered.set_result(self._restore() if stored else None)
         except Refused as error:
             self._failed("restore", error)
             recovered.set_result(None)
         except BaseException as error:  # noqa: BLE001 -- handed to whoever started the service
             recovered.set_exception(error)
+
+    def _adopt(self) -> Stored | None:
+        """The spec that the kernel's own rules tell, with the addresses that somebody else put up for its EIPs."""
+        actual = transaction.read(self._kernel)
+        spec = adopt(actual, self._interfaces)
+        if spec is None:
+            return None
+        log.info("no stored spec: %d EIPs and their rules are adopted from the kernel", len(spec.eips))
+        eips = {AddressKey(spec.interfaces.external, eip.address) for eip in spec.eips}
+        return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))
 
     def _restore(self) -> Outcome:
         if self._spec is None:
@@ -364,17 +385,7 @@ class Service:
         if isinstance(error, transaction.NotReverted):
             self._unapplied = self._spec is not None
         repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error))
-        self._counts = _counted(self._counts, "failed")
+        self._counts = self._counts.one_more("failed")
         self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error), retryable=error.retryable)
         if not repeated:
             log.error("%s: %s", by, error)
-
-
-def _counts(spec: GatewaySpec | None) -> Counts:
-    if spec is None:
-        return Counts()
-    return Counts.model_validate({name: len(getattr(spec, name)) for name in Counts.model_fields})
-
-
-def _counted(counts: TransactionCounts, name: str) -> TransactionCounts:
-    return counts.model_copy(update={name: getattr(counts, name) + 1})

@@ -7,15 +7,25 @@ import hashlib
 import json
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rules.spec import GatewaySpec
+from rules.state import AddressKey
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What outlives the daemon: the spec, and the unmarked addresses that go with their EIPs (``Facts.claimed``)."""
+
+    spec: GatewaySpec
+    claimed: frozenset[AddressKey] = frozenset()
 
 
 class Store:
@@ -25,8 +35,8 @@ class Store:
         self.path = directory / "spec.json"
         self._previous = directory / "spec.json.1"
 
-    def load(self) -> GatewaySpec | None:
-        """The stored spec, or None where there is none.
+    def load(self) -> Stored | None:
+        """What was stored, or None where there is nothing.
 
         A file that does not check out is set aside as ``spec.json.corrupt`` and reported; the caller then
         recovers the spec from the kernel.
@@ -42,7 +52,7 @@ class Store:
                 self.path.replace(aside)
             return None
 
-    def _parse(self, data: bytes) -> GatewaySpec:
+    def _parse(self, data: bytes) -> Stored:
         document = json.loads(data)
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']} is not {FORMAT}")
@@ -50,14 +60,16 @@ class Store:
         if hashlib.sha256(body.encode()).hexdigest() != document["sha256"]:
             raise ValueError("its checksum does not match")
         try:
-            return GatewaySpec.model_validate_json(body)
+            spec = GatewaySpec.model_validate_json(body)
         except ValidationError as error:
             raise ValueError(f"it does not describe a gateway: {error}") from error
+        return Stored(spec, frozenset(AddressKey(interface, address) for interface, address in document["claimed"]))
 
-    def save(self, spec: GatewaySpec) -> None:
-        """Replace the stored spec durably; raises OSError and leaves the old file in place."""
-        body = spec.model_dump_json()
-        document = {"format": FORMAT, "sha256": hashlib.sha256(body.encode()).hexdigest(), "spec": body}
+    def save(self, stored: Stored) -> None:
+        """Replace what is stored durably; raises OSError and leaves the old file in place."""
+        body = stored.spec.model_dump_json()
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        document = {"format": FORMAT, "sha256": digest, "spec": body, "claimed": sorted(stored.claimed)}
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = self.path.with_suffix(".json.new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 from collections.abc import Iterator, Sequence
 
@@ -30,8 +32,11 @@ from rules.nft import (
     SetRules,
     Spread,
     Unknown,
+    parse,
+    script,
 )
 from rules.share import Service, edits, services_of, table_of
+from tests.share_goldens import CASES, GOLDENS
 
 KEY = ServiceKey("192.168.0.10", "tcp", 80)
 TWO = (("10.0.1.7", 8080), ("10.0.1.8", 8080))
@@ -190,3 +195,27 @@ def test_clients_are_not_read(inside: Namespace) -> None:
     inside.run("nft", "-f", "-", stdin=f"add element ip kube-ovn {name} {{ {clients} }}\n")
     assert driver.read() == wanted
     assert len(run(nft._LIST_TABLE).stdout) < 10_000
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_goldens_are_what_nft_prints(inside: Namespace, case: str) -> None:
+    """UPDATE_GOLDENS=1 writes them anew."""
+    directory = GOLDENS / case
+    commands = script(edits(table_of(CASES[case]), NftTable()))
+    inside.run("nft", "-f", "-", stdin=commands)
+    printed = {"script.nft": commands, "table.json": run(nft._LIST_TABLE).stdout, "map.json": run(nft._LIST_MAP).stdout}
+    if os.environ.get("UPDATE_GOLDENS"):
+        directory.mkdir(exist_ok=True)
+        for name, text in printed.items():
+            (directory / name).write_text(_lines(text))
+    golden = {name: (directory / name).read_text() for name in printed}
+    assert golden["script.nft"] == commands
+    assert parse(golden["table.json"], golden["map.json"]) == parse(printed["table.json"], printed["map.json"])
+
+
+def _lines(text: str) -> str:
+    """JSON with one object a line."""
+    if not text.startswith("{"):
+        return text
+    objects = ",\n".join(json.dumps(item) for item in json.loads(text)["nftables"])
+    return f'{{"nftables": [\n{objects}\n]}}\n'

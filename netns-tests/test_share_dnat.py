@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from share import Servers, listed, reach, reach_again, send, sticky, times
-from traffic import Host, tcp
+from traffic import tcp
 from world import A1, A2, INTERNET, B, Gateway, World
 
 EIP = "192.168.0.60"

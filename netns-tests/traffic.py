@@ -52,8 +52,12 @@ class Host(Namespace):
         return opened
 
     def close_sockets(self) -> None:
+        """Close them at once: no connection may go on saying goodbye into somebody else's test."""
         while self._sockets:
-            self._sockets.pop().close()
+            opened = self._sockets.pop()
+            if opened.type == socket.SOCK_STREAM and opened.fileno() != -1:
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            opened.close()
 
     def remove(self) -> None:
         self.close_sockets()

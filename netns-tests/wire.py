@@ -88,10 +88,10 @@ class Capture:
         return frames
 
 
-def sent_by(mac: str) -> Callable[[Frame], bool]:
-    """Frames with this Ethernet source address."""
+def gratuitous(mac: str) -> Callable[[Frame], bool]:
+    """Frames with this Ethernet source address by which it announces or defends an address: nobody asked for them."""
     raw = bytes.fromhex(mac.replace(":", ""))
-    return lambda frame: frame.data[6:12] == raw
+    return lambda frame: frame.data[6:12] == raw and frame.arp.psrc == frame.arp.pdst
 
 
 def send_arp(host: Host, interface: str, **fields: object) -> None:

@@ -220,11 +220,13 @@ def _routes(desired: Desired, actual: Actual) -> Iterator[LinkStep]:
 
 def _arp(desired: Desired, actual: Actual) -> Iterator[SetArp]:
     for interface, on in desired.arp.items():
-        if actual.links[interface].arp != on:
+        link = actual.links.get(interface)  # one that has vanished is the kernel's to refuse
+        if link is None or link.arp != on:
             yield SetArp(interface, on)
 
 
 def _promote(desired: Desired, actual: Actual) -> Iterator[Step]:
     for interface, on in desired.promote_secondaries.items():
-        if actual.links[interface].promote_secondaries != on:
+        link = actual.links.get(interface)
+        if link is None or link.promote_secondaries != on:
             yield SetPromoteSecondaries(interface, on)

@@ -18,9 +18,14 @@ ArpPolicy = Literal["auto", "on"]
 
 @dataclass(frozen=True)
 class Facts:
-    """What the operator or the kernel decides besides the spec. ``arp``: auto, or on (never touched)."""
+    """What is decided besides the spec.
+
+    ``arp``: auto, or on (never touched). ``claimed``: addresses that do not bear our mark and yet go when their EIP
+    goes: another program put them up for EIPs that we adopted.
+    """
 
     arp: ArpPolicy = "auto"
+    claimed: frozenset[AddressKey] = frozenset()
 
 
 def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
@@ -34,7 +39,7 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
     return Desired(
         chains=dict(nat.chains(spec, guard=not arp_on)),
         hooks=dict.fromkeys(nat.HOOKS, True),
-        addresses=_addresses(spec, actual),
+        addresses=_addresses(spec, facts, actual),
         routes=_routes(spec, actual),
         arp={} if facts.arp == "on" else {external: arp_on},
         promote_secondaries={external: True},
@@ -48,9 +53,10 @@ def _nft(spec: GatewaySpec, actual: Actual) -> NftTable | None:
     return share.table_of(wanted) if wanted or actual.nft != NftTable() else None
 
 
-def _addresses(spec: GatewaySpec, actual: Actual) -> dict[AddressKey, bool]:
+def _addresses(spec: GatewaySpec, facts: Facts, actual: Actual) -> dict[AddressKey, bool]:
     wanted = {AddressKey(spec.interfaces.external, eip.address): True for eip in spec.eips}
-    leftovers = {key: False for key, ours in actual.addresses.items() if ours and key not in wanted}
+    mine = (key for key, ours in actual.addresses.items() if ours or key in facts.claimed)
+    leftovers = {key: False for key in mine if key not in wanted}
     return wanted | leftovers
 
 

@@ -280,11 +280,10 @@ def parse(table: str, elements: str) -> NftTable:
 def _objects(text: str) -> Iterator[tuple[str, Any]]:
     """Kind and description of each object of a listing."""
     try:
-        listed = json.loads(text)["nftables"]
-    except (ValueError, KeyError, TypeError) as error:
+        listed = [pair for item in json.loads(text)["nftables"] for pair in item.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a listing of nft: {text[:100]!r}") from error
-    for item in listed:
-        yield from item.items()
+    yield from listed
 
 
 def _elements(text: str) -> Iterator[tuple[ServiceKey, str]]:

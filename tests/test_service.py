@@ -61,7 +61,9 @@ def test_the_same_command_twice_writes_once(pod: Gateway) -> None:
 def test_a_conflict_changes_nothing(pod: Gateway) -> None:
     run(pod.service, c.Init(), EIP, DNAT)
     other = DNAT.model_copy(update={"internal_ip": "10.0.1.11"})
-    with pytest.raises(Conflict, match=r"10\.0\.1\.11:80 conflicts with DNAT 192\.168\.0\.10:8888/tcp -> 10\.0\.1\.10:80"):
+    with pytest.raises(
+        Conflict, match=r"10\.0\.1\.11:80 conflicts with DNAT 192\.168\.0\.10:8888/tcp -> 10\.0\.1\.10:80"
+    ):
         run(pod.service, c.FipAdd(eip="192.168.0.12", internal_ip="10.0.1.5"), other)
     assert pod.service.spec is not None
     assert len(pod.service.spec.fips) == 0
@@ -175,6 +177,19 @@ def test_without_its_files_the_spec_is_read_from_the_kernel(tmp_path: Path) -> N
     assert second.kernel.writes == writes
 
 
+def test_an_adopted_eip_takes_its_unmarked_address_along_even_after_a_restart(tmp_path: Path) -> None:
+    first = gateway(tmp_path / "one")
+    first.service.change(lambda _: example(), by="test").result(timeout=10)
+    first.service.close()
+    address = AddressKey("net1", "192.168.0.10/24")
+    first.kernel.addresses[address] = False  # as another program leaves it
+    gateway(tmp_path / "two", first.kernel).service.close()
+    again = gateway(tmp_path / "two", first.kernel)
+    run(again.service, c.EipDel(address="192.168.0.10/24"))
+    assert address not in first.kernel.addresses
+    assert AddressKey("net1", "192.168.0.11/24") in first.kernel.addresses
+
+
 def test_a_disk_that_fails_does_not_fail_the_change_and_leaves_no_outdated_file(tmp_path: Path) -> None:
     pod = gateway(tmp_path)
     run(pod.service, c.Init())
@@ -212,3 +227,10 @@ def test_many_callers_at_once_lose_nothing(pod: Gateway) -> None:
         list(pool.map(add, range(1000, 1200)))
     assert len(pod.kernel.chains[SHARED_DNAT]) == 200
     assert pod.service.status().generation == 201
+
+
+def test_a_change_after_the_end_is_refused_at_once(pod: Gateway) -> None:
+    run(pod.service, c.Init())
+    pod.service.close()
+    with pytest.raises(Refused, match="the daemon is ending"):
+        run(pod.service, EIP)

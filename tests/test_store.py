@@ -7,31 +7,38 @@ from pathlib import Path
 
 import pytest
 
-from gateway.store import Store
+from gateway.store import Store, Stored
 from rules.spec import GatewaySpec
+from rules.state import AddressKey
 from tests.gateway_kit import example
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     store = Store(tmp_path / "state")
     assert store.load() is None
-    store.save(example())
-    assert Store(tmp_path / "state").load() == example()
+    store.save(Stored(example()))
+    assert Store(tmp_path / "state").load() == Stored(example())
+
+
+def test_claimed_addresses_are_kept(tmp_path: Path) -> None:
+    stored = Stored(example(), frozenset({AddressKey("net1", "192.168.0.10/24")}))
+    Store(tmp_path).save(stored)
+    assert Store(tmp_path).load() == stored
 
 
 def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
     store = Store(tmp_path / "state")
-    store.save(example())
+    store.save(Stored(example()))
     assert store.path.stat().st_mode & 0o077 == 0
     assert store.path.parent.stat().st_mode & 0o077 == 0
 
 
 def test_the_generation_before_is_kept(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.save(example())
-    store.save(GatewaySpec())
+    store.save(Stored(example()))
+    store.save(Stored(GatewaySpec()))
     (tmp_path / "spec.json.1").replace(store.path)
-    assert store.load() == example()
+    assert store.load() == Stored(example())
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "format", "shape", "empty"])
@@ -39,7 +46,7 @@ def test_a_damaged_file_is_set_aside_and_reported(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store(tmp_path)
-    store.save(example())
+    store.save(Stored(example()))
     text = store.path.read_text()
     document = json.loads(text)
     damaged = {
@@ -58,8 +65,8 @@ def test_a_damaged_file_is_set_aside_and_reported(
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.save(example())
+    store.save(Stored(example()))
     (tmp_path / "spec.json.new").mkdir()
     with pytest.raises(OSError, match="directory"):
-        store.save(GatewaySpec())
-    assert store.load() == example()
+        store.save(Stored(GatewaySpec()))
+    assert store.load() == Stored(example())

@@ -134,13 +134,15 @@ class Ladder:
 
     def _down(self, episode: Episode, seen: Observed | None, none_up: bool, now: float) -> Step | None:
         episode.stable_since = None
+        if seen is not None and seen.deliberate:
+            # Held down by health or by hand: a repair would undo what somebody wants. The grace begins afterwards.
+            episode.failing_since = None
+            episode.phase = GRACE
+            return None
         if episode.failing_since is None or episode.failing_since > now:
             episode.failing_since = now
         if now - episode.failing_since < self.timing.grace:
             episode.phase = GRACE
-            return None
-        if seen is not None and seen.deliberate:
-            # Held down by health or by hand: a repair would undo what somebody wants.
             return None
         if episode.next_retry is not None and now < episode.next_retry:
             # No wait is longer than this, unless the clock was set back.

@@ -8,11 +8,14 @@ The quoted sentences are those of RFC 5880, with their section. Where we leave i
 
 * We always take the Active role (RFC 5881 section 3 demands it of both sides). OVN's BFD thread falls asleep beside a
   silent neighbor, so a passive speaker may wait for ever.
-* Only DesiredMinTxInterval slows down to one second while the session is not Up, as section 6.8.3 demands.
-  RequiredMinRxInterval stays as configured in every state, which the RFC leaves open: OVN plans its next packet by the
+* DesiredMinTxInterval is at least a second in Down and AdminDown, as section 6.8.3 demands, but not in Init, where the
+  RFC demands it too. OVN decides when to send its next packet, goes to sleep until then, and misses the moment unless
+  something wakes it: with a second between our packets the handshake with it ran into OVN's detection time again and
+  again (8 s until Up were measured). Init needs a neighbor that was heard just now and ends after its detection time,
+  so the few packets more are as negligible as the RFC wants them.
+* RequiredMinRxInterval stays as configured in every state, which the RFC leaves open: OVN plans its next packet by the
   value that it saw last and does not plan anew when a Poll Sequence lowers it, so a peer that asks for slow packets
-  while Down (as FRR does) is hit by its own detection time when it comes Up. The transmit side may be slow: what OVN
-  sends does not depend on it, and our changes of state are sent at once.
+  while Down (as FRR does) is hit by its own detection time when it comes Up.
 * Demand mode is never asked for (bfd.DemandMode is 0), and obeyed when the peer asks for it. The echo function is not
   used and not offered. Authentication is not in use (bfd.AuthType is 0).
 """
@@ -285,9 +288,13 @@ class Session:
 
     def _set_intervals(self) -> None:
         # 6.8.3: "When bfd.SessionState is not Up, the system MUST set bfd.DesiredMinTxInterval to a value of not less
-        # than one second (1,000,000 microseconds)."
-        up = self.state is State.UP
-        self.intervals.set(max(self.config.desired_min_tx, 0 if up else SLOW_INTERVAL), self.config.required_min_rx, up)
+        # than one second (1,000,000 microseconds). This is intended to ensure that the bandwidth consumed by BFD
+        # sessions that are not Up is negligible, particularly in the case where a neighbor may not be running BFD."
+        # Not so in Init, see the top of this file.
+        slowest = SLOW_INTERVAL if self.state in (State.DOWN, State.ADMIN_DOWN) else 0
+        self.intervals.set(
+            max(self.config.desired_min_tx, slowest), self.config.required_min_rx, up=self.state is State.UP
+        )
 
     def _learn(self, packet: ControlPacket, now: int) -> None:
         self.remote = Remote(

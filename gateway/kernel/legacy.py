@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from gateway.kernel import restore
+from gateway.kernel.libiptc import LegacyTable, TableError
 from gateway.ports import Refused, Variant
 from rules.iptables import render_restore
 from rules.ruleset import AnyRule, ChainEdit, Foreign, InsertRule, ReplaceRules, Ruleset
@@ -56,8 +57,6 @@ def _few(edits: Sequence[ChainEdit]) -> bool:
 
 
 def _edit_in_process(table: str, edits: Sequence[ChainEdit]) -> None:
-    from gateway.kernel.libiptc import LegacyTable, TableError  # noqa: PLC0415 -- loads libraries; see there
-
     step = f"edit table {table}"
     try:
         # What could not be written as text shall not be written at all; and errors are told in the tool's words.

@@ -12,16 +12,19 @@ DEMO := examples/vpc-nat-gateway.yaml
 # Narrow a run, e.g.: make test PYTEST_ARGS='tests -k snat'
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-test demo check test lock clean
+.PHONY: help setup setup-test setup-image demo check test image image-test sbom lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing: system packages, and Python dependencies into .venv
 	@scripts/setup.sh
 
 setup-test:
 	@scripts/setup.sh test
+
+setup-image:
+	@scripts/setup.sh image
 
 # However it ends, the lab is taken down, unless `lab up` refused (2): then nothing was built, and a lab of that name is not ours.
 demo: setup ## build the example VPC in network namespaces, send real packets through it, show the result (root)
@@ -38,9 +41,19 @@ check: setup ## linters, types and import arrows; no network, no root
 test: setup-test check ## make check, then every test: pure ones, and real packets in network namespaces (root)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+image: setup-image ## build the container image and print its sizes (root; BASE=registry|stand-in says whence its base)
+	@scripts/image.sh build
+
+image-test: image ## run the image as Kube-OVN would, with real packets (root)
+	@$(BIN)/python -m pytest netns-tests/image
+
+sbom: image ## list what is in the image, as CycloneDX, under build/sbom
+	@scripts/sbom.sh
+
 lock: ## pin the Python dependencies anew from pyproject.toml (UPGRADE=1: to their newest versions)
 	@scripts/lock.sh
 
 clean: ## remove what setup and the tools made in this directory
+	@[ ! -d build/containers ] || scripts/image.sh remove
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh          what the gateway, the lab and the checks need
 #   scripts/setup.sh test     that, and the peers the tests talk to
+#   scripts/setup.sh image    what the gateway needs, and what builds and tests its image
 #
 # Nothing is installed that is there already; with everything in place this ends in a fraction of a second.
 # Debian packages are installed when apt-get is here and we are root; otherwise the missing ones are named.
@@ -18,6 +19,9 @@ RUN_NEEDS=(
 )
 BUILD_NEEDS=(gcc:gcc /usr/include/stdio.h:libc6-dev)
 TEST_NEEDS=(iperf3:iperf3 nc:netcat-openbsd ethtool:ethtool /usr/lib/frr/bfdd:frr vtysh:frr bird:bird2 birdc:bird2)
+IMAGE_NEEDS=(
+    podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap skopeo:skopeo catatonit:catatonit nsenter:util-linux
+)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 1; }
@@ -121,7 +125,8 @@ main() {
     case ${1:-} in
     '') ;;
     test) needs+=("${TEST_NEEDS[@]}") ;;
-    *) fail "unknown argument: $1 (none, or: test)" ;;
+    image) needs+=("${IMAGE_NEEDS[@]}") ;;
+    *) fail "unknown argument: $1 (none, or: test, image)" ;;
     esac
     mapfile -t packages < <(missing_packages "${needs[@]}")
     install_packages "${packages[@]}"

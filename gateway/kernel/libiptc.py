@@ -16,6 +16,7 @@ from typing import Any
 import iptc
 from iptc import ip4tc
 
+from gateway.kernel.xtoptions import adapt
 from rules.ruleset import (
     BUILTIN,
     AnyRule,
@@ -42,6 +43,8 @@ from rules.ruleset import (
     Source,
     Target,
 )
+
+adapt()
 
 # Of libiptc's functions python-iptables binds all but this one.
 _delete_by_number = ip4tc._libiptc.iptc_delete_num_entry

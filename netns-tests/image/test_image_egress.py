@@ -1,0 +1,78 @@
+"""A VpcEgressGateway's pod: user 65534, few capabilities, 64 MiB, and a volume over /usr/local/sbin."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from netns import Namespace, veth
+from pod import Container, eventually
+
+OURS, THEIRS = "10.89.0.1", "10.89.0.2"
+SUPERVISOR = "/kube-ovn/kube-ovn-bfdd-supervisor"
+LIMIT = 64 << 20  # bytes
+SPEC = (
+    "--user=65534:65534",
+    "--cap-drop=ALL",
+    "--cap-add=NET_ADMIN",
+    "--cap-add=NET_BIND_SERVICE",
+    "--cap-add=NET_RAW",
+    "--memory=64m",
+    "--tmpfs=/usr/local/sbin:mode=1777",
+    "--tmpfs=/var/run/kube-ovn/bfdd-supervisor:mode=1777",
+    "--env=BFD_MIN_TX=100",
+    "--env=BFD_MIN_RX=100",
+    "--env=BFD_MULTI=3",
+)
+
+
+def bfdd(netns: Namespace, ours: str, theirs: str) -> Container:
+    addresses = (f"--env=POD_IPS={ours}", f"--env=BFD_PEER_IPS={theirs}")
+    return Container(f"--network=ns:/run/netns/{netns.name}", *SPEC, *addresses, command=(SUPERVISOR, "run"))
+
+
+@pytest.fixture
+def pods(make_netns: Callable[[], Namespace]) -> Iterator[tuple[Container, Container]]:
+    one, two = make_netns(), make_netns()
+    veth(one, "eth0", two, "eth0")
+    one.run("ip", "address", "add", f"{OURS}/24", "dev", "eth0")
+    two.run("ip", "address", "add", f"{THEIRS}/24", "dev", "eth0")
+    with ExitStack() as stack:
+        yield tuple(stack.enter_context(bfdd(*what)) for what in ((one, OURS, THEIRS), (two, THEIRS, OURS)))
+
+
+def test_the_supervisor_is_live_and_ready(pods: tuple[Container, Container]) -> None:
+    pod, peer = pods
+    eventually("live", lambda: pod.exec(SUPERVISOR, "live").returncode == 0)
+    eventually("ready", lambda: pod.exec(SUPERVISOR, "ready").returncode == 0)
+    eventually("the peer ready", lambda: peer.exec(SUPERVISOR, "ready").returncode == 0)
+    # Kube-OVN's tests recognise it by the command line of the first process and by this socket.
+    assert pod.run("sh", "-c", "tr '\\0' ' ' </proc/1/cmdline").startswith(f"{SUPERVISOR} run")
+    pod.run("test", "-S", "/var/run/kube-ovn/bfdd-supervisor/control.sock")
+    assert "state=Up" in pod.run("bfdd-control", "status")
+    (session,) = json.loads(pod.run(SUPERVISOR, "status"))["Sessions"]
+    assert session["State"] == "Up"
+    resident = pod.processes()[0][2]
+    print(f"BFD process: {resident / 1024:.1f} MiB resident")
+    assert resident <= 20 * 1024
+    used = int(pod.run("cat", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+    print(f"container: {used / (1 << 20):.1f} MiB of {LIMIT >> 20}")
+    assert used <= 40 << 20
+
+
+def test_a_peer_that_dies_is_seen(pods: tuple[Container, Container]) -> None:
+    pod, peer = pods
+    eventually("ready", lambda: pod.exec(SUPERVISOR, "ready").returncode == 0)
+    peer.remove()
+    eventually("not ready", lambda: pod.exec(SUPERVISOR, "ready").returncode != 0)
+    assert "state=Up" not in pod.run("bfdd-control", "status")
+
+
+def test_a_gateway_without_bfd_sleeps_in_ten_mebibytes(make_netns: Callable[[], Namespace]) -> None:
+    netns = make_netns()
+    options = ("--user=65534:65534", "--cap-drop=ALL", "--cap-add=NET_ADMIN", "--cap-add=NET_RAW", "--memory=10m")
+    with Container(f"--network=ns:/run/netns/{netns.name}", *options) as pod:
+        assert pod.run("id", "-u") == "65534\n"
+        assert "lo" in pod.run("ip", "link")

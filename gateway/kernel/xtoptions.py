@@ -8,7 +8,6 @@ the wrong stride and finds the first option only (`ctstate`, but not `ctorigdst`
 from __future__ import annotations
 
 import ctypes
-import itertools
 from typing import Any
 
 from iptc import xtables
@@ -32,12 +31,12 @@ class _Entry(ctypes.Structure):
 def _lookup(_: Any, entries: Any, name: bytes) -> Any:
     """In place of ``xtables._option_lookup``: the entry of that name, or None at the array's end."""
     table = ctypes.cast(entries, ctypes.POINTER(_Entry))
-    for index in itertools.count():
-        entry = table[index]
-        if not entry.name:
-            return None
-        if entry.name == name:
-            return ctypes.cast(ctypes.byref(entry), ctypes.POINTER(xtables.xt_option_entry)).contents
+    index = 0
+    while table[index].name:
+        if table[index].name == name:
+            return ctypes.cast(ctypes.byref(table[index]), ctypes.POINTER(xtables.xt_option_entry)).contents
+        index += 1
+    return None
 
 
 def adapt() -> None:

@@ -18,6 +18,10 @@ ROUTE_PROTOCOL = 223  # rtm_protocol; unassigned in iproute2's rt_protos
 ADDRESS_PROTOCOL = 223  # IFA_PROTO, kernels >= 5.18
 ADDRESS_LABEL_SUFFIX = ":eip"  # IFA_LABEL, every kernel, where the interface name leaves room
 
+# Routing tables by number: the main one, and the one that decides for what an lb-svc pod forwards.
+MAIN_TABLE = 254
+BALANCER_TABLE = 100
+
 
 class AddressKey(NamedTuple):
     """An address on an interface: ``("net1", "192.168.0.10/24")``."""
@@ -27,9 +31,17 @@ class AddressKey(NamedTuple):
 
 
 class RouteKey(NamedTuple):
-    """A route of the main table: ``("10.0.2.0/24",)``; ``0.0.0.0/0`` and ``::/0`` are the defaults."""
+    """A route by prefix and table, ``("10.0.2.0/24", 254)``; ``0.0.0.0/0`` and ``::/0`` are the defaults."""
 
     prefix: str
+    table: int = MAIN_TABLE
+
+
+class PolicyRule(NamedTuple):
+    """What came in by an interface is routed by a table (``iif net1 lookup 100``), at whatever priority."""
+
+    interface: str
+    table: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,8 @@ class Desired:
     routes: Mapping[RouteKey, RouteEntry | None] = field(default_factory=dict)
     arp: Mapping[str, bool] = field(default_factory=dict)
     promote_secondaries: Mapping[str, bool] = field(default_factory=dict)
+    up: Mapping[str, bool] = field(default_factory=dict)
+    policy_rules: Mapping[PolicyRule, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,12 +82,13 @@ class LinkState:
 
 @dataclass(frozen=True)
 class Actual:
-    """One reading of the kernel: links by name, addresses (True: ours), main-table routes, netfilter chains."""
+    """One reading of the kernel: links by name, addresses (True: ours), routes, netfilter chains, routing rules."""
 
     ruleset: Ruleset = field(default_factory=Ruleset)
     links: Mapping[str, LinkState] = field(default_factory=dict)
     addresses: Mapping[AddressKey, bool] = field(default_factory=dict)
     routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
+    policy_rules: frozenset[PolicyRule] = frozenset()
 
 
 # Steps of a plan.
@@ -125,7 +140,27 @@ class SetPromoteSecondaries:
     on: bool
 
 
-LinkStep = AddAddress | DeleteAddress | ReplaceRoute | DeleteRoute | SetArp | SetPromoteSecondaries
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """Bring an interface up or down; going down takes its routes along."""
+
+    interface: str
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AddPolicyRule:
+    key: PolicyRule
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePolicyRule:
+    key: PolicyRule
+
+
+RoutingStep = ReplaceRoute | DeleteRoute | AddPolicyRule | DeletePolicyRule
+Switch = SetArp | SetPromoteSecondaries | SetUp
+LinkStep = AddAddress | DeleteAddress | RoutingStep | Switch
 Step = EditTable | LinkStep
 
 

@@ -7,13 +7,13 @@ half-applied batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gateway.ports import Firewall, Flows, Links, Refused
+from gateway.ports import Firewall, Flows, Links, LinksReading, Refused
+from rules.appliance import Spec, desired
 from rules.delta import delta, touched_tables, touches_links, undo
-from rules.desired import Facts, desired
+from rules.desired import Facts
 from rules.ruleset import Ruleset
-from rules.spec import GatewaySpec
 from rules.state import Actual, EditTable, LinkStep, Plan
 
 TABLES = ("mangle", "nat")
@@ -48,10 +48,14 @@ class Kernel:
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     links = kernel.links.read()
-    return Actual(kernel.firewall.read(TABLES), links.links, links.addresses, links.routes)
+    return _actual(kernel.firewall.read(TABLES), links)
 
 
-def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
+def _actual(ruleset: Ruleset, read: LinksReading) -> Actual:
+    return Actual(ruleset, read.links, read.addresses, read.routes, read.policy_rules)
+
+
+def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
     for name in (spec.interfaces.vpc, spec.interfaces.external):
         if name not in actual.links:
@@ -59,7 +63,7 @@ def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
     return delta(desired(spec, facts, actual), actual)
 
 
-def apply(kernel: Kernel, spec: GatewaySpec, facts: Facts) -> Plan:
+def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Plan:
     """Make the kernel equal ``spec``; returns what was done (empty if nothing was to do).
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
@@ -74,7 +78,7 @@ def apply(kernel: Kernel, spec: GatewaySpec, facts: Facts) -> Plan:
     return done
 
 
-def _converge(kernel: Kernel, spec: GatewaySpec, facts: Facts, before: Actual, first: Plan) -> None:
+def _converge(kernel: Kernel, spec: Spec, facts: Facts, before: Actual, first: Plan) -> None:
     left, actual = first, before
     for _ in range(PASSES):
         if not left:
@@ -126,6 +130,5 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
         kept = {ref: rules for ref, rules in ruleset.chains.items() if ref.table not in tables}
         ruleset = Ruleset({**kept, **kernel.firewall.read(tables).chains})
     if not touches_links(touched):
-        return Actual(ruleset, actual.links, actual.addresses, actual.routes)
-    links = kernel.links.read()
-    return Actual(ruleset, links.links, links.addresses, links.routes)
+        return replace(actual, ruleset=ruleset)
+    return _actual(ruleset, kernel.links.read())

@@ -169,9 +169,10 @@ def _hook(table: str, desired: Desired, have: Mapping[ChainRef, Rules]) -> Itera
 
 
 def _unhook(table: str, desired: Desired, have: Mapping[ChainRef, Rules]) -> Iterator[ChainEdit]:
+    left: dict[ChainRef, list[AnyRule]] = {}
     for (ref, rule), present in desired.hooks.items():
         if ref.table == table and not present:
-            standing = list(have.get(ref, ()))
+            standing = left.setdefault(ref, list(have.get(ref, ())))
             while rule in standing:
                 index = standing.index(rule)
                 del standing[index]

@@ -154,13 +154,12 @@ class KernelLinks:
     def _routes(self, family: int, table: int, names: dict[int, str]) -> dict[RouteKey, RouteEntry]:
         found: dict[RouteKey, RouteEntry] = {}
         # With strict checking the kernel filters by table; older kernels ignore that and send all tables.
+        request = _message(rtmsg, _RTM_GETROUTE, family=family, table=table)
         try:
-            messages = self._netlink.dump(_message(rtmsg, _RTM_GETROUTE, family=family, table=table))
-        except OSError as error:
-            if error.errno == errno.ENOENT:  # a table comes with its first route
-                return found
-            raise
-        for message in messages:
+            dumped = self._netlink.dump(request)
+        except FileNotFoundError:  # a table comes into being with its first route
+            return found
+        for message in dumped:
             if (route := _route(message, names)) is None:
                 continue
             key, entry = route

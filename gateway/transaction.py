@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gateway.ports import Firewall, Flows, Links, LinksReading, Refused
+from gateway.ports import Firewall, Flows, Links, LinksReading, Nft, Refused
 from rules.appliance import Spec, desired
-from rules.delta import delta, touched_tables, touches_links, undo
+from rules.delta import delta, touched_tables, touches_links, touches_nft, undo
 from rules.desired import Facts
+from rules.nft import NftTable
 from rules.ruleset import Ruleset
-from rules.state import Actual, EditTable, LinkStep, Plan
+from rules.state import Actual, EditNft, EditTable, LinkStep, Plan
 
 TABLES = ("mangle", "nat")
 # One pass does it; a second one mends what the kernel itself changed on the way (routes that went with an address).
@@ -43,16 +44,17 @@ class Kernel:
     firewall: Firewall
     links: Links
     flows: Flows
+    nft: Nft
 
 
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     links = kernel.links.read()
-    return _actual(kernel.firewall.read(TABLES), links)
+    return _actual(kernel.firewall.read(TABLES), links, kernel.nft.read())
 
 
-def _actual(ruleset: Ruleset, read: LinksReading) -> Actual:
-    return Actual(ruleset, read.links, read.addresses, read.routes, read.policy_rules)
+def _actual(ruleset: Ruleset, read: LinksReading, nft: NftTable) -> Actual:
+    return Actual(ruleset, read.links, read.addresses, read.routes, nft, read.policy_rules)
 
 
 def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
@@ -112,6 +114,9 @@ def _commit(kernel: Kernel, todo: Plan) -> None:
         if isinstance(step, EditTable):
             _flush(kernel, batch)
             kernel.firewall.edit(step.table, step.edits)
+        elif isinstance(step, EditNft):
+            _flush(kernel, batch)
+            kernel.nft.commit(step.commands)
         else:
             batch.append(step)
     _flush(kernel, batch)
@@ -129,6 +134,7 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
     if tables := touched_tables(touched):
         kept = {ref: rules for ref, rules in ruleset.chains.items() if ref.table not in tables}
         ruleset = Ruleset({**kept, **kernel.firewall.read(tables).chains})
+    nft = kernel.nft.read() if touches_nft(touched) else actual.nft
     if not touches_links(touched):
-        return replace(actual, ruleset=ruleset)
-    return _actual(ruleset, kernel.links.read())
+        return replace(actual, ruleset=ruleset, nft=nft)
+    return _actual(ruleset, kernel.links.read(), nft)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, ChainRef, Rule, Rules, Ruleset
 
 # Marks by which our own objects are known after a restart without memory.
@@ -56,7 +57,7 @@ class RouteEntry:
 
 @dataclass(frozen=True)
 class Desired:
-    """Statements about the kernel. None as a value means: is not there."""
+    """Statements about the kernel. None as a value means: is not there; for ``nft``: nothing is said."""
 
     chains: Mapping[ChainRef, Rules | None] = field(default_factory=dict)
     hooks: Mapping[tuple[ChainRef, Rule], bool] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Desired:
     routes: Mapping[RouteKey, RouteEntry | None] = field(default_factory=dict)
     arp: Mapping[str, bool] = field(default_factory=dict)
     promote_secondaries: Mapping[str, bool] = field(default_factory=dict)
+    nft: NftTable | None = None
     up: Mapping[str, bool] = field(default_factory=dict)
     policy_rules: Mapping[PolicyRule, bool] = field(default_factory=dict)
 
@@ -82,12 +84,17 @@ class LinkState:
 
 @dataclass(frozen=True)
 class Actual:
-    """One reading of the kernel: links by name, addresses (True: ours), routes, netfilter chains, routing rules."""
+    """One reading of the kernel.
+
+    Links by name, addresses (True: ours), routes, netfilter chains, the table of share-type DNAT, and the rules that
+    choose a routing table by the interface.
+    """
 
     ruleset: Ruleset = field(default_factory=Ruleset)
     links: Mapping[str, LinkState] = field(default_factory=dict)
     addresses: Mapping[AddressKey, bool] = field(default_factory=dict)
     routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
+    nft: NftTable = field(default_factory=NftTable)
     policy_rules: frozenset[PolicyRule] = frozenset()
 
 
@@ -100,6 +107,13 @@ class EditTable:
 
     table: str
     edits: tuple[ChainEdit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EditNft:
+    """Commands for the table of share-type DNAT, committed as one."""
+
+    commands: tuple[NftCommand, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +175,7 @@ class DeletePolicyRule:
 RoutingStep = ReplaceRoute | DeleteRoute | AddPolicyRule | DeletePolicyRule
 Switch = SetArp | SetPromoteSecondaries | SetUp
 LinkStep = AddAddress | DeleteAddress | RoutingStep | Switch
-Step = EditTable | LinkStep
+Step = EditTable | EditNft | LinkStep
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ _RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
 _FRA_IIFNAME, _FRA_PRIORITY, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_PAD, _FRA_PROTOCOL = 3, 6, 14, 15, 18, 21
 _PLAIN = {_FRA_IIFNAME, _FRA_PRIORITY, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE, _FRA_PAD, _FRA_PROTOCOL}
 _FR_ACT_TO_TBL = 1
+_PRIORITY = 32764  # ahead of the main table's rule; without one the kernel would take a rule that is there for another
 _FIB_RULE_INVERT = 2
 _NOTHING_SUPPRESSED = 0xFFFFFFFF
 
@@ -37,8 +38,9 @@ def parse(message: memoryview) -> PolicyRule | None:
 
 
 def addition(rule: PolicyRule) -> Message:
-    """The request to add it, refused with EEXIST where it is. The kernel puts it ahead of all but the local table's."""
-    return Message(_RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _body(rule))
+    """The request to add it, refused with EEXIST where it is, by us."""
+    priority = _attribute(_FRA_PRIORITY, struct.pack("=I", _PRIORITY))
+    return Message(_RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _body(rule) + priority)
 
 
 def deletion(rule: PolicyRule) -> Message:

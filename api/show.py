@@ -23,6 +23,7 @@ SIGNS = {
     "delete-address": "-",
     "replace-route": "+",
     "delete-route": "-",
+    "delete-tc": "-",
 }
 
 

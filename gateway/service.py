@@ -164,12 +164,13 @@ class Service:
     def status(self) -> Status:
         """One look at the gateway, without touching the kernel."""
         spec = self._spec
-        interfaces = (spec.interfaces if spec else self._interfaces) or Interfaces()
+        initialized = spec is not None and spec.initialized
+        interfaces = (spec.interfaces if spec and initialized else self._interfaces) or Interfaces()
         external = self._actual.links.get(interfaces.external)
         pending = self._pending()
         return Status(
             ready=not pending,
-            initialized=spec is not None,
+            initialized=initialized,
             version=self._version,
             variant=self.variant,
             interfaces=interfaces,
@@ -390,9 +391,9 @@ class Service:
 def _counts(spec: GatewaySpec | None) -> Counts:
     if spec is None:
         return Counts()
-    kinds = (spec.eips, spec.fips, spec.dnats, spec.snats, spec.routes)
-    eips, fips, dnats, snats, routes = (len(kind) for kind in kinds)
-    return Counts(eips=eips, fips=fips, dnats=dnats, snats=snats, routes=routes)
+    kinds = (spec.eips, spec.fips, spec.dnats, spec.snats, spec.routes, spec.qos)
+    eips, fips, dnats, snats, routes, qos = (len(kind) for kind in kinds)
+    return Counts(eips=eips, fips=fips, dnats=dnats, snats=snats, routes=routes, qos=qos)
 
 
 def _counted(counts: TransactionCounts, name: str) -> TransactionCounts:

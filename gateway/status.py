@@ -29,6 +29,7 @@ class Counts(Part):
     dnats: int = 0
     snats: int = 0
     routes: int = 0
+    qos: int = 0
 
 
 class ConflictStatus(Part):

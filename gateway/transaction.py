@@ -7,14 +7,16 @@ half-applied batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gateway.ports import Firewall, Flows, Links, Refused
-from rules.delta import delta, touched_tables, touches_links, undo
+from gateway.ports import Firewall, Flows, Links, Refused, Shaper
+from rules.delta import delta, touched_tables, touches_links, touches_tc, undo
 from rules.desired import Facts, desired
+from rules.qos import Unshapeable, interfaces_of
 from rules.ruleset import Ruleset
 from rules.spec import GatewaySpec
 from rules.state import Actual, EditTable, LinkStep, Plan
+from rules.tc import TcStep
 
 TABLES = ("mangle", "nat")
 # One pass does it; a second one mends what the kernel itself changed on the way (routes that went with an address).
@@ -43,20 +45,26 @@ class Kernel:
     firewall: Firewall
     links: Links
     flows: Flows
+    shaper: Shaper
 
 
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     links = kernel.links.read()
-    return Actual(kernel.firewall.read(TABLES), links.links, links.addresses, links.routes)
+    ruleset = kernel.firewall.read(TABLES)
+    return Actual(ruleset, links.links, links.addresses, links.routes, tc=kernel.shaper.read())
 
 
 def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
-    for name in (spec.interfaces.vpc, spec.interfaces.external):
+    sides = (spec.interfaces.vpc, spec.interfaces.external) if spec.initialized else ()
+    for name in (*sides, *sorted(interfaces_of(spec))):
         if name not in actual.links:
             raise Refused(f"interface {name}", "no such interface", retryable=True)
-    return delta(desired(spec, facts, actual), actual)
+    try:
+        return delta(desired(spec, facts, actual), actual)
+    except Unshapeable as error:
+        raise Refused("bandwidth limits", str(error), retryable=False) from error
 
 
 def apply(kernel: Kernel, spec: GatewaySpec, facts: Facts) -> Plan:
@@ -102,15 +110,22 @@ def _revert(kernel: Kernel, done: Plan, before: Actual, cause: Exception) -> Non
 
 
 def _commit(kernel: Kernel, todo: Plan) -> None:
-    """Carry the steps out in order; neighbouring link steps go as one batch."""
+    """Carry the steps out in order; neighbouring steps of one port go as one batch."""
     batch: list[LinkStep] = []
+    limits: list[TcStep] = []
     for step in todo.steps:
-        if isinstance(step, EditTable):
+        if not isinstance(step, LinkStep):
             _flush(kernel, batch)
+        if not isinstance(step, TcStep):
+            _shape(kernel, limits)
+        if isinstance(step, EditTable):
             kernel.firewall.edit(step.table, step.edits)
+        elif isinstance(step, TcStep):
+            limits.append(step)
         else:
             batch.append(step)
     _flush(kernel, batch)
+    _shape(kernel, limits)
 
 
 def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
@@ -119,13 +134,20 @@ def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
         batch.clear()
 
 
+def _shape(kernel: Kernel, steps: list[TcStep]) -> None:
+    if steps:
+        kernel.shaper.commit(tuple(steps))
+        steps.clear()
+
+
 def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
     """The reading with what the plan touched read anew."""
     ruleset = actual.ruleset
     if tables := touched_tables(touched):
         kept = {ref: rules for ref, rules in ruleset.chains.items() if ref.table not in tables}
         ruleset = Ruleset({**kept, **kernel.firewall.read(tables).chains})
+    tc = kernel.shaper.read() if touches_tc(touched) else actual.tc
     if not touches_links(touched):
-        return Actual(ruleset, actual.links, actual.addresses, actual.routes)
+        return replace(actual, ruleset=ruleset, tc=tc)
     links = kernel.links.read()
-    return Actual(ruleset, links.links, links.addresses, links.routes)
+    return Actual(ruleset, links.links, links.addresses, links.routes, tc=tc)

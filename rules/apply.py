@@ -44,6 +44,7 @@ from rules.state import (
     SetPromoteSecondaries,
     Step,
 )
+from rules.tc import TcStep, apply_tc, tc_text
 
 Chains = Mapping[ChainRef, Rules]
 K = TypeVar("K")
@@ -63,6 +64,11 @@ def apply_step(actual: Actual, step: Step) -> Actual:
     """The state after one step: one table's edits (all or none), or one change of a link."""
     if isinstance(step, EditTable):
         return replace(actual, ruleset=Ruleset(apply_edits(step.table, actual.ruleset.chains, step.edits)))
+    if isinstance(step, TcStep):
+        try:
+            return replace(actual, tc=apply_tc(actual.tc, step))
+        except ValueError as error:
+            raise Rejected(f"{tc_text(step)}: {error}") from error
     return _apply_link_step(actual, step)
 
 

@@ -9,6 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rules.qos_commands import (
+    EipEgressQosAdd,
+    EipEgressQosDel,
+    EipIngressQosAdd,
+    EipIngressQosDel,
+    QosAdd,
+    QosDel,
+)
 from rules.spec import (
     Dnat,
     Eip,
@@ -105,6 +113,12 @@ Command = Annotated[
     | SnatAdd
     | SnatDel
     | RouteAdd
-    | RouteDel,
+    | RouteDel
+    | EipEgressQosAdd
+    | EipEgressQosDel
+    | EipIngressQosAdd
+    | EipIngressQosDel
+    | QosAdd
+    | QosDel,
     Field(discriminator="op"),
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 
+from rules import tc
 from rules.ruleset import (
     BUILTIN,
     AnyRule,
@@ -56,7 +57,9 @@ def delta(desired: Desired, actual: Actual) -> Plan:
     nat, mangle = _table("nat", desired, actual), _table("mangle", desired, actual)
     links = [*_promote(desired, actual), *_addresses(desired, actual), *_routes(desired, actual)]
     ordered = [mangle, nat, *links, *arp] if guard_first else [nat, *links, *arp, mangle]
-    return Plan(tuple(step for step in ordered if step is not None))
+    middle = (step for step in ordered if step is not None)
+    # A limit comes before the traffic that it is for, and goes after it.
+    return Plan((*tc.steps_before(desired.tc, actual.tc), *middle, *tc.steps_after(desired.tc, actual.tc)))
 
 
 def undo(plan: Plan, before: Actual, now: Actual) -> Plan:
@@ -70,8 +73,13 @@ def touched_tables(plan: Plan) -> frozenset[str]:
 
 
 def touches_links(plan: Plan) -> bool:
-    """Whether the plan has steps besides netfilter edits."""
-    return any(not isinstance(step, EditTable) for step in plan.steps)
+    """Whether the plan has steps about addresses, routes or flags of interfaces."""
+    return any(isinstance(step, LinkStep) for step in plan.steps)
+
+
+def touches_tc(plan: Plan) -> bool:
+    """Whether the plan changes bandwidth limits."""
+    return any(isinstance(step, tc.TcStep) for step in plan.steps)
 
 
 def snapshot(plan: Plan, before: Actual) -> Desired:
@@ -99,7 +107,8 @@ def snapshot(plan: Plan, before: Actual) -> Desired:
                 arp[interface] = before.links[interface].arp
             case SetPromoteSecondaries(interface, _):
                 promote[interface] = before.links[interface].promote_secondaries
-    return Desired(chains, hooks, addresses, routes, arp, promote)
+    limits = tc.snapshot((step for step in plan.steps if isinstance(step, tc.TcStep)), before.tc)
+    return Desired(chains, hooks, addresses, routes, arp, promote, tc=limits)
 
 
 def _snapshot_edit(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rules.ruleset import ChainEdit, ChainRef, Rule, Rules, Ruleset
+from rules.tc import Objects, Statements, TcStep
 
 # Marks by which our own objects are known after a restart without memory.
 ROUTE_PROTOCOL = 223  # rtm_protocol; unassigned in iproute2's rt_protos
@@ -52,6 +53,7 @@ class Desired:
     routes: Mapping[RouteKey, RouteEntry | None] = field(default_factory=dict)
     arp: Mapping[str, bool] = field(default_factory=dict)
     promote_secondaries: Mapping[str, bool] = field(default_factory=dict)
+    tc: Statements = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Actual:
     links: Mapping[str, LinkState] = field(default_factory=dict)
     addresses: Mapping[AddressKey, bool] = field(default_factory=dict)
     routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
+    tc: Objects = field(default_factory=dict)
 
 
 # Steps of a plan.
@@ -126,7 +129,7 @@ class SetPromoteSecondaries:
 
 
 LinkStep = AddAddress | DeleteAddress | ReplaceRoute | DeleteRoute | SetArp | SetPromoteSecondaries
-Step = EditTable | LinkStep
+Step = EditTable | LinkStep | TcStep
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks
+from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeShaper
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
@@ -32,6 +32,18 @@ STATE = {
     ],
     "snats": [{"eip": "192.168.0.10", "internalCIDR": "10.0.1.0/24", "randomFully": True}],
     "routes": [{"cidr": "10.0.2.0/24", "nextHopIP": "10.0.1.1"}],
+    "qos": [
+        {"eip": "192.168.0.10", "direction": "egress", "priority": 1, "rateMax": "10", "burstMax": "0.5"},
+        {
+            "direction": "ingress",
+            "interface": "net1",
+            "matchType": "ip",
+            "matchValue": "src 203.0.113.0/24",
+            "priority": 2,
+            "rateMax": "2.5",
+            "burstMax": "0.3",
+        },
+    ],
 }
 
 
@@ -78,7 +90,7 @@ class RecordingAnnouncer:
 
 def ports(kernel: FakeKernel) -> Kernel:
     """The fake kernel behind the three ports of a transaction."""
-    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel))
+    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel), FakeShaper(kernel))
 
 
 @dataclass
@@ -97,7 +109,13 @@ def gateway(
     kernel = kernel or FakeKernel.gateway_pod()
     announcer = RecordingAnnouncer()
     service = Service(
-        ports(kernel), announcer, Store(directory), ManualClock(), facts=Facts(arp), interfaces=interfaces, version="test"
+        ports(kernel),
+        announcer,
+        Store(directory),
+        ManualClock(),
+        facts=Facts(arp),
+        interfaces=interfaces,
+        version="test",
     )
     service.start().result(timeout=10)
     return Gateway(service, kernel, announcer)

@@ -22,15 +22,21 @@ def recoverable(spec: GatewaySpec) -> GatewaySpec:
     the external gateways come with the first EIP."""
     gateways = {} if spec.eips else {"gateway_v4": None, "gateway_v6": None}
     by_length = Keyed(sorted(spec.snats, key=lambda snat: -snat.prefix_length))
-    return spec.model_copy(update={"snats": by_length, **gateways})
+    return in_order(spec).model_copy(update={"snats": by_length, **gateways})
+
+
+def in_order(spec: GatewaySpec | None) -> GatewaySpec:
+    """Limits sorted: their order means nothing."""
+    assert spec is not None
+    return spec.model_copy(update={"qos": Keyed(sorted(spec.qos, key=str))})
 
 
 @some.quick
 @given(some.specs)
 def test_what_was_applied_is_recovered(spec: GatewaySpec) -> None:
     kernel = some.settled(spec)
-    assert adopt(kernel, spec.interfaces) == recoverable(spec)
-    assert adopt(kernel) == recoverable(spec)
+    assert in_order(adopt(kernel, spec.interfaces)) == recoverable(spec)
+    assert in_order(adopt(kernel)) == recoverable(spec)
 
 
 @some.quick
@@ -38,8 +44,7 @@ def test_what_was_applied_is_recovered(spec: GatewaySpec) -> None:
 def test_it_is_recovered_from_text_and_after_changes_too(old: GatewaySpec, new: GatewaySpec) -> None:
     kernel = some.settled(new, some.settled(old))
     kernel = replace(kernel, ruleset=parse_save(render_save(kernel.ruleset)))
-    recovered = adopt(kernel, new.interfaces)
-    assert recovered is not None
+    recovered = in_order(adopt(kernel, new.interfaces))
     # Once they are there, default routes stay after the last EIP.
     gateways = {"gateway_v4": recovered.gateway_v4, "gateway_v6": recovered.gateway_v6}
     routes = Keyed(sorted(recovered.routes, key=lambda route: route.cidr))

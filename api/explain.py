@@ -7,11 +7,10 @@ import re
 from pydantic import Field
 
 from api.rendered import rendered
-from gateway.status import Status
-from rules.desired import DEFAULT_V4, Facts
+from rules.desired import Facts
 from rules.iptables import render_rule
 from rules.spec import GatewaySpec, InterfaceName, IPv4, Part, Port
-from rules.state import AddressKey, RouteEntry, RouteKey
+from rules.state import Actual
 from rules.trace import Host, Packet, Verdict, route, trace
 
 
@@ -81,9 +80,9 @@ def endpoint(text: str) -> Endpoint:
     return Endpoint(address=found[1], port=int(found[2]) if found[2] else None)
 
 
-def explain(question: Question, spec: GatewaySpec, status: Status) -> Explanation:
-    """Walk the packet through the rendering of ``spec``."""
-    host = host_of(spec, status)
+def explain(question: Question, spec: GatewaySpec, facts: Facts, actual: Actual) -> Explanation:
+    """Walk the packet through the rendering of ``spec``, by the addresses and routes of one reading of the kernel."""
+    host = Host.of(actual)
     origin = route(host, question.source.address)
     came = question.in_interface or (origin[1].interface if origin else spec.interfaces.external)
     packet = Packet(
@@ -94,7 +93,7 @@ def explain(question: Question, spec: GatewaySpec, status: Status) -> Explanatio
         question.destination.port or 0,
         came,
     )
-    fate = trace(packet, rendered(spec, Facts("on" if status.arp.policy == "on" else "auto")), host)
+    fate = trace(packet, rendered(spec, facts), host)
     return Explanation(
         packet=_packet(packet),
         in_interface=came,
@@ -115,22 +114,6 @@ def explain(question: Question, spec: GatewaySpec, status: Status) -> Explanatio
         reply=Translation(arrives=_packet(fate.reply[0]), leaves=_packet(fate.reply[1])) if fate.reply else None,
         text=fate.describe(),
     )
-
-
-def host_of(spec: GatewaySpec, status: Status) -> Host:
-    """Addresses and routes as far as the spec tells them.
-
-    What rules translate to or from lies on the tenant's side, and so does what a route of the spec names; all
-    else is reached by the external gateway.
-    """
-    tenant, external = spec.interfaces.vpc, spec.interfaces.external
-    inside = RouteEntry(tenant, None)
-    internal = [f"{ip}/32" for ip in (*(f.internal_ip for f in spec.fips), *(d.internal_ip for d in spec.dnats))]
-    routes = {RouteKey(prefix): inside for prefix in (*internal, *(s.internal_cidr for s in spec.snats))}
-    routes |= {RouteKey(r.cidr): RouteEntry(tenant, r.next_hop_ip) for r in spec.routes}
-    routes[DEFAULT_V4] = RouteEntry(external, spec.gateway_v4, onlink=True)
-    addresses = [AddressKey(external, eip.address) for eip in spec.eips]
-    return Host(addresses, routes, {name: link.arp for name, link in status.links.items()})
 
 
 def _packet(packet: Packet) -> PacketModel:

@@ -137,7 +137,7 @@ def add_views(app: FastAPI, service: Service) -> None:
         if protocol != "icmp" and destination.port is None:
             raise bad_field("query", "dst", f"{protocol} needs a port (192.0.2.1:443)")
         question = Question(protocol=protocol, source=source, destination=destination, in_interface=in_interface)
-        return explain(question, _standing(service), service.status())
+        return explain(question, _standing(service), service.facts, service.actual)
 
 
 def _endpoint(name: str, text: str) -> Endpoint:

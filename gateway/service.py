@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from gateway import transaction
+from gateway.arp.conflict import Conflict as Holder
 from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
@@ -32,6 +33,7 @@ from gateway.store import Store, Stored
 from gateway.transaction import Kernel
 from rules.adopt import adopt
 from rules.desired import Facts
+from rules.edit import Conflict, NotInitialized
 from rules.flows import FlowFilter, is_stale, suspects
 from rules.spec import GatewaySpec, Interfaces
 from rules.state import Actual, AddressKey, Plan
@@ -52,7 +54,7 @@ class Announcing(Protocol):
 
     def standing(self, interface: str) -> frozenset[IPv4Address]: ...
 
-    def conflicts(self) -> Mapping[str, tuple[Any, ...]]: ...
+    def conflicts(self) -> Mapping[str, tuple[Holder, ...]]: ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Service:
         self._jobs: queue.SimpleQueue[_Job | Literal["look"] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._look_queued = threading.Event()
         self._spec: GatewaySpec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
@@ -125,6 +128,16 @@ class Service:
         return self._spec
 
     @property
+    def facts(self) -> Facts:
+        """What is decided besides the spec."""
+        return self._facts
+
+    @property
+    def actual(self) -> Actual:
+        """Links, addresses and routes (no chains) as the writer last read them."""
+        return self._actual
+
+    @property
     def ready(self) -> bool:
         """Whether the kernel equals the spec and nothing that follows a change is outstanding."""
         return not self._pending()
@@ -137,8 +150,14 @@ class Service:
         return recovered
 
     def links_changed(self) -> None:
-        """Tell that an interface came, went or changed: the status follows, and what waited for it is tried again."""
-        self._jobs.put("look")
+        """Tell that an interface came, went or changed.
+
+        The kernel drops the routes of an interface that goes down and does not bring them back: what the spec wants
+        is made good as soon as it can be.
+        """
+        if not self._look_queued.is_set():
+            self._look_queued.set()
+            self._jobs.put("look")
 
     def close(self) -> None:
         """Finish what is queued and end the writer; what comes later is refused. The kernel goes on forwarding."""
@@ -175,23 +194,16 @@ class Service:
             variant=self.variant,
             interfaces=interfaces,
             links={
-                name: LinkStatus(up=link.up, arp=link.arp, mac=link.mac, mtu=link.mtu)
+                name: LinkStatus.of(link)
                 for name, link in self._actual.links.items()
                 if name in (interfaces.vpc, interfaces.external)
             },
             arp=ArpStatus(policy=self._facts.arp, on=external is not None and external.arp),
-            counts=_counts(spec),
+            counts=Counts.of(spec),
             conflicts=[
-                ConflictStatus(
-                    interface=interface,
-                    address=str(c.address),
-                    mac=c.mac,
-                    first_seen=c.first_seen,
-                    last_seen=c.last_seen,
-                    count=c.count,
-                )
+                ConflictStatus.of(interface, conflict)
                 for interface, conflicts in self._announcer.conflicts().items()
-                for c in conflicts
+                for conflict in conflicts
             ],
             last_error=self._error,
             pending=pending,
@@ -221,6 +233,7 @@ class Service:
             if job is None:
                 return
             if job == "look":
+                self._look_queued.clear()
                 self._catch_up()
             else:
                 self._serve(job)
@@ -245,6 +258,7 @@ class Service:
             actual = transaction.read(self._kernel)
             return Outcome(new, transaction.plan(new, self._facts, actual))
         plan = transaction.apply(self._kernel, new, self._facts)
+        self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
         announced = self._committed(old, new, plan, job.announce)
         flows = self._flush()
         seconds = self._clock.monotonic() - begun
@@ -257,9 +271,7 @@ class Service:
     ) -> tuple[str, ...]:
         """Book a change that stands in the kernel: spec, announcements, disk."""
         self._unapplied = False
-        changed = bool(plan) or new != old
-        self._counts = _counted(self._counts, "committed" if changed else "unchanged")
-        if changed:
+        if plan or new != old:
             self._generation += 1
         if new != old:
             self._spec = new
@@ -358,43 +370,40 @@ class Service:
         return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))
 
     def _restore(self) -> Outcome:
+        """Make the kernel equal the spec that stands; one that already does is not written to."""
         if self._spec is None:
             raise RuntimeError("nothing to restore")
+        self._unapplied = True
         plan = transaction.apply(self._kernel, self._spec, self._facts)
         announced = self._committed(self._spec, self._spec, plan, ())
-        log.info("restored: %d steps", len(plan.steps))
+        if plan:
+            self._counts = self._counts.one_more("committed")
+            log.info("restored what was missing: %d steps", len(plan.steps))
         return Outcome(self._spec, plan, 0, announced)
 
     def _catch_up(self) -> None:
-        """Look at the links again, and try again what is outstanding."""
+        """Look at the links again, restore what went with them, and try again what is outstanding.
+
+        Nobody waits for an answer here, so whatever goes wrong is told in log and status, and tried again.
+        """
         try:
             self._look()
-            if self._unapplied and self._spec is not None:
-                self._restore()
-            self._save()
+            if self._spec is not None:
+                self._restore()  # which also saves what is not on disk
             self._flush()
-        except Refused as error:
+        except Exception as error:
+            if not isinstance(error, Refused):
+                log.exception("catching up failed")
             self._failed("retry", error)
 
     def _failed(self, by: str, error: BaseException) -> None:
-        if not isinstance(error, Refused):
-            return
+        if isinstance(error, Conflict | NotInitialized):
+            return  # the asker's own doing
+        retryable = not isinstance(error, Refused) or error.retryable
         if isinstance(error, transaction.NotReverted):
             self._unapplied = self._spec is not None
-        repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error))
-        self._counts = _counted(self._counts, "failed")
-        self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error), retryable=error.retryable)
+        repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error) or repr(error))
+        self._counts = self._counts.one_more("failed")
+        self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error) or repr(error), retryable=retryable)
         if not repeated:
             log.error("%s: %s", by, error)
-
-
-def _counts(spec: GatewaySpec | None) -> Counts:
-    if spec is None:
-        return Counts()
-    kinds = (spec.eips, spec.fips, spec.dnats, spec.snats, spec.routes, spec.qos)
-    eips, fips, dnats, snats, routes, qos = (len(kind) for kind in kinds)
-    return Counts(eips=eips, fips=fips, dnats=dnats, snats=snats, routes=routes, qos=qos)
-
-
-def _counted(counts: TransactionCounts, name: str) -> TransactionCounts:
-    return counts.model_copy(update={name: getattr(counts, name) + 1})

@@ -134,7 +134,9 @@ def test_a_flapping_session_goes_on_where_it_was() -> None:
 
 def test_what_is_held_down_on_purpose_is_left_alone() -> None:
     held = {A: Observed("Down", deliberate=True)}
-    assert climb(ladder(), held, NOW, 10_000) == []
+    subject = ladder()
+    assert climb(subject, held, NOW, 10_000) == []
+    assert climb(subject, {A: DEAD}, NOW + 10_000, 65) == [(60.0, REPLAY)], "the grace begins afterwards"
 
 
 def test_results_and_rebuilds_are_recorded() -> None:

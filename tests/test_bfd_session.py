@@ -285,14 +285,29 @@ def test_we_are_active_and_never_fall_silent() -> None:
     assert times == [second * SLOW_INTERVAL for second in range(6)]
 
 
-@pytest.mark.parametrize("state", [DOWN, INIT, ADMIN_DOWN])
-def test_not_up_means_slow_but_required_min_rx_stays_as_configured(state: State) -> None:
+@pytest.mark.parametrize("state", [DOWN, ADMIN_DOWN])
+def test_down_means_slow(state: State) -> None:
     bench = in_state(state)
-    bench.hear(ADMIN_DOWN if state is ADMIN_DOWN else DOWN)
-    for _, sent in bench.run(2500 * MS):
-        assert sent.desired_min_tx == SLOW_INTERVAL
-        assert sent.required_min_rx == FAST.required_min_rx
+    bench.hear(ADMIN_DOWN)
+    sent = bench.run(2500 * MS)
+    assert {packet.desired_min_tx for _, packet in sent} == {SLOW_INTERVAL}
+    assert len(sent) <= 4
     assert bench.session.transmit_interval == SLOW_INTERVAL
+
+
+def test_init_is_not_slow_because_ovn_sleeps_beside_a_slow_neighbor() -> None:
+    bench = in_state(INIT)
+    assert bench.last.desired_min_tx == FAST.desired_min_tx
+    times = [at for at, packet in bench.run(299 * MS) if packet.state is INIT]
+    assert times == [100 * MS, 200 * MS]
+    assert bench.run(1 * MS)[-1][1].desired_min_tx == SLOW_INTERVAL, "and it ends with the detection time"
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_required_min_rx_stays_as_configured_in_every_state(state: State) -> None:
+    bench = in_state(state)
+    bench.run(2500 * MS)
+    assert {packet.required_min_rx for _, packet in bench.sent} == {FAST.required_min_rx}
 
 
 def test_an_interval_slower_than_a_second_stays_as_configured() -> None:

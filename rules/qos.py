@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal, NamedTuple
 
@@ -125,7 +126,7 @@ def statements(spec: GatewaySpec, have: Objects) -> dict[Key, Value | None]:
     wanted: dict[tuple[str, Direction], list[_Wanted]] = {}
     for limit in spec.qos:
         point = (_interface(limit, spec.interfaces), limit.direction)
-        wanted.setdefault(point, []).append(_Wanted(_claim(limit), _rate(limit), limit))
+        wanted.setdefault(point, []).append(_want(limit))
     said: dict[Key, Value | None] = {}
     for (interface, direction), limits in wanted.items():
         said |= _Tree(_device(interface, direction), direction, have).statements(limits)
@@ -161,6 +162,11 @@ def _redirection(interface: str, have: Objects) -> dict[Key, Value | None]:
     ifb = IFB_PREFIX + interface
     ingress = have.get(IngressKey(interface), Ingress())
     return {IfbKey(ifb): Ifb(), IngressKey(interface): ingress, RedirectKey(interface): Redirect(ifb)}
+
+
+@lru_cache(maxsize=16384)
+def _want(limit: Limit) -> _Wanted:
+    return _Wanted(_claim(limit), _rate(limit), limit)
 
 
 def _claim(limit: Limit) -> _Claim:
@@ -289,8 +295,9 @@ class _Tree:
             standing = FilterKey(self._device, priority, table, bucket, node), number
             self._links[at] = standing
         place, number = standing
-        self._said[TableKey(self._device, priority, number)] = Table()
-        self._said[place] = replace(hashed, table=number)
+        if place not in self._said:
+            self._said[TableKey(self._device, priority, number)] = Table()
+            self._said[place] = replace(hashed, table=number)
         return number
 
     def _node(self, priority: int, table: int, bucket: int, nodes: range, what: str) -> int:

@@ -40,7 +40,7 @@ _RTM_NEWLINK, _RTM_DELLINK = 16, 17
 _IFINFO = struct.Struct("=BxHiII")  # family, device type, index, flags, change mask
 _IFF_UP = 0x1
 _IFB_QUEUE = 1000
-_LEAST_QUEUE = 128 * 1024  # bytes; two segments as large as offloading makes them
+_LEAST_QUEUE = 256 * 1024  # bytes; four segments as large as offloading makes them, or TCP starves at 1 Mbit/s
 _MOST_QUEUE = 32 * 1024 * 1024  # fq_codel bounds its memory likewise
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gateway.ports import Firewall, Flows, Links, Refused, Shaper
-from rules.delta import delta, touched_tables, touches_links, touches_tc, undo
+from gateway.ports import Firewall, Flows, Links, Nft, Refused, Shaper
+from rules.delta import delta, touched_tables, touches_links, touches_nft, touches_tc, undo
 from rules.desired import Facts, desired
 from rules.qos import Unshapeable, interfaces_of
 from rules.ruleset import Ruleset
 from rules.spec import GatewaySpec
-from rules.state import Actual, EditTable, LinkStep, Plan
+from rules.state import Actual, EditNft, EditTable, LinkStep, Plan
 from rules.tc import TcStep
 
 TABLES = ("mangle", "nat")
@@ -45,6 +45,7 @@ class Kernel:
     firewall: Firewall
     links: Links
     flows: Flows
+    nft: Nft
     shaper: Shaper
 
 
@@ -52,7 +53,8 @@ def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     links = kernel.links.read()
     ruleset = kernel.firewall.read(TABLES)
-    return Actual(ruleset, links.links, links.addresses, links.routes, tc=kernel.shaper.read())
+    nft, tc = kernel.nft.read(), kernel.shaper.read()
+    return Actual(ruleset, links.links, links.addresses, links.routes, nft, tc)
 
 
 def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
@@ -120,6 +122,8 @@ def _commit(kernel: Kernel, todo: Plan) -> None:
             _shape(kernel, limits)
         if isinstance(step, EditTable):
             kernel.firewall.edit(step.table, step.edits)
+        elif isinstance(step, EditNft):
+            kernel.nft.commit(step.commands)
         elif isinstance(step, TcStep):
             limits.append(step)
         else:
@@ -146,8 +150,10 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
     if tables := touched_tables(touched):
         kept = {ref: rules for ref, rules in ruleset.chains.items() if ref.table not in tables}
         ruleset = Ruleset({**kept, **kernel.firewall.read(tables).chains})
+    nft = kernel.nft.read() if touches_nft(touched) else actual.nft
     tc = kernel.shaper.read() if touches_tc(touched) else actual.tc
+    read = replace(actual, ruleset=ruleset, nft=nft, tc=tc)
     if not touches_links(touched):
-        return replace(actual, ruleset=ruleset, tc=tc)
+        return read
     links = kernel.links.read()
-    return Actual(ruleset, links.links, links.addresses, links.routes, tc=tc)
+    return replace(read, links=links.links, addresses=links.addresses, routes=links.routes)

@@ -18,6 +18,8 @@ from rules.qos_commands import (
     QosDel,
 )
 from rules.spec import (
+    AffinityTimeout,
+    Backend,
     Dnat,
     Eip,
     Fip,
@@ -32,6 +34,7 @@ from rules.spec import (
     Prefix,
     Protocol,
     Route,
+    SessionAffinity,
     Snat,
 )
 
@@ -82,6 +85,25 @@ class DnatDel(Part):
     protocol: Protocol
 
 
+class SharedDnatAdd(Part):
+    """Spread a port over exactly these backends. The affinity that is not named stays as it is."""
+
+    op: Literal["nft-dnat-map-add"] = "nft-dnat-map-add"
+    eip: IPv4
+    external_port: Port
+    protocol: Protocol
+    backends: tuple[Backend, ...] = Field(min_length=1)
+    session_affinity: SessionAffinity | None = None
+    session_affinity_timeout_seconds: AffinityTimeout | None = None
+
+
+class SharedDnatDel(Part):
+    op: Literal["nft-dnat-map-del"] = "nft-dnat-map-del"
+    eip: IPv4
+    external_port: Port
+    protocol: Protocol
+
+
 class SnatAdd(Snat):
     op: Literal["snat-add"] = "snat-add"
 
@@ -114,6 +136,8 @@ Command = Annotated[
     | SnatDel
     | RouteAdd
     | RouteDel
+    | SharedDnatAdd
+    | SharedDnatDel
     | EipEgressQosAdd
     | EipEgressQosDel
     | EipIngressQosAdd

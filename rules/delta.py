@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 
-from rules import tc
+from rules import share, tc
+from rules.nft import NftTable
 from rules.ruleset import (
     BUILTIN,
     AnyRule,
@@ -31,6 +32,7 @@ from rules.state import (
     DeleteAddress,
     DeleteRoute,
     Desired,
+    EditNft,
     EditTable,
     LinkStep,
     Plan,
@@ -55,8 +57,9 @@ def delta(desired: Desired, actual: Actual) -> Plan:
     arp = list(_arp(desired, actual))
     guard_first = not any(step.on for step in arp)
     nat, mangle = _table("nat", desired, actual), _table("mangle", desired, actual)
+    nft = _nft(desired, actual)
     links = [*_promote(desired, actual), *_addresses(desired, actual), *_routes(desired, actual)]
-    ordered = [mangle, nat, *links, *arp] if guard_first else [nat, *links, *arp, mangle]
+    ordered = [mangle, nat, nft, *links, *arp] if guard_first else [nat, nft, *links, *arp, mangle]
     middle = (step for step in ordered if step is not None)
     # A limit comes before the traffic that it is for, and goes after it.
     return Plan((*tc.steps_before(desired.tc, actual.tc), *middle, *tc.steps_after(desired.tc, actual.tc)))
@@ -82,6 +85,11 @@ def touches_tc(plan: Plan) -> bool:
     return any(isinstance(step, tc.TcStep) for step in plan.steps)
 
 
+def touches_nft(plan: Plan) -> bool:
+    """Whether the plan changes the table of share-type DNAT."""
+    return any(isinstance(step, EditNft) for step in plan.steps)
+
+
 def snapshot(plan: Plan, before: Actual) -> Desired:
     """``before`` as statements about everything that the plan touches.
 
@@ -94,6 +102,7 @@ def snapshot(plan: Plan, before: Actual) -> Desired:
     routes: dict[RouteKey, RouteEntry | None] = dict(before.routes) if touches_links(plan) else {}
     arp: dict[str, bool] = {}
     promote: dict[str, bool] = {}
+    nft: NftTable | None = before.nft if touches_nft(plan) else None
     for step in plan.steps:
         match step:
             case EditTable(_, edits):
@@ -108,7 +117,7 @@ def snapshot(plan: Plan, before: Actual) -> Desired:
             case SetPromoteSecondaries(interface, _):
                 promote[interface] = before.links[interface].promote_secondaries
     limits = tc.snapshot((step for step in plan.steps if isinstance(step, tc.TcStep)), before.tc)
-    return Desired(chains, hooks, addresses, routes, arp, promote, tc=limits)
+    return Desired(chains, hooks, addresses, routes, arp, promote, nft, limits)
 
 
 def _snapshot_edit(
@@ -123,6 +132,11 @@ def _snapshot_edit(
             hooks[edit.ref, edit.rule] = edit.rule in before.get(edit.ref, ())
     else:
         chains[edit.ref] = before.get(edit.ref)
+
+
+def _nft(desired: Desired, actual: Actual) -> EditNft | None:
+    commands = () if desired.nft is None else tuple(share.edits(desired.nft, actual.nft))
+    return EditNft(commands) if commands else None
 
 
 def _table(table: str, desired: Desired, actual: Actual) -> EditTable | None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gateway.ports import Firewall, Flows, Links, LinksReading, Nft, Refused
+from gateway.ports import Firewall, Flows, Links, LinksReading, Nft, Refused, Shaper
 from rules.appliance import Spec, desired
-from rules.delta import delta, touched_tables, touches_links, touches_nft, undo
+from rules.delta import delta, touched_tables, touches_links, touches_nft, touches_tc, undo
 from rules.desired import Facts
-from rules.nft import NftTable
+from rules.qos import Unshapeable, interfaces_of
 from rules.ruleset import Ruleset
+from rules.spec import GatewaySpec
 from rules.state import Actual, EditNft, EditTable, LinkStep, Plan
+from rules.tc import TcStep
 
 TABLES = ("mangle", "nat")
 # One pass does it; a second one mends what the kernel itself changed on the way (routes that went with an address).
@@ -45,24 +47,33 @@ class Kernel:
     links: Links
     flows: Flows
     nft: Nft
+    shaper: Shaper
 
 
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     links = kernel.links.read()
-    return _actual(kernel.firewall.read(TABLES), links, kernel.nft.read())
+    actual = Actual(kernel.firewall.read(TABLES), nft=kernel.nft.read(), tc=kernel.shaper.read())
+    return _with_links(actual, links)
 
 
-def _actual(ruleset: Ruleset, read: LinksReading, nft: NftTable) -> Actual:
-    return Actual(ruleset, read.links, read.addresses, read.routes, nft, read.policy_rules)
+def _with_links(actual: Actual, read: LinksReading) -> Actual:
+    return replace(
+        actual, links=read.links, addresses=read.addresses, routes=read.routes, policy_rules=read.policy_rules
+    )
 
 
 def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
-    for name in (spec.interfaces.vpc, spec.interfaces.external):
+    sides = (spec.interfaces.vpc, spec.interfaces.external) if spec.initialized else ()
+    shaped = interfaces_of(spec) if isinstance(spec, GatewaySpec) else ()
+    for name in (*sides, *sorted(shaped)):
         if name not in actual.links:
             raise Refused(f"interface {name}", "no such interface", retryable=True)
-    return delta(desired(spec, facts, actual), actual)
+    try:
+        return delta(desired(spec, facts, actual), actual)
+    except Unshapeable as error:
+        raise Refused("bandwidth limits", str(error), retryable=False) from error
 
 
 def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Plan:
@@ -108,24 +119,36 @@ def _revert(kernel: Kernel, done: Plan, before: Actual, cause: Exception) -> Non
 
 
 def _commit(kernel: Kernel, todo: Plan) -> None:
-    """Carry the steps out in order; neighbouring link steps go as one batch."""
+    """Carry the steps out in order; neighbouring steps of one port go as one batch."""
     batch: list[LinkStep] = []
+    limits: list[TcStep] = []
     for step in todo.steps:
-        if isinstance(step, EditTable):
+        if not isinstance(step, LinkStep):
             _flush(kernel, batch)
+        if not isinstance(step, TcStep):
+            _shape(kernel, limits)
+        if isinstance(step, EditTable):
             kernel.firewall.edit(step.table, step.edits)
         elif isinstance(step, EditNft):
-            _flush(kernel, batch)
             kernel.nft.commit(step.commands)
+        elif isinstance(step, TcStep):
+            limits.append(step)
         else:
             batch.append(step)
     _flush(kernel, batch)
+    _shape(kernel, limits)
 
 
 def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
     if batch:
         kernel.links.commit(tuple(batch))
         batch.clear()
+
+
+def _shape(kernel: Kernel, steps: list[TcStep]) -> None:
+    if steps:
+        kernel.shaper.commit(tuple(steps))
+        steps.clear()
 
 
 def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
@@ -135,6 +158,8 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
         kept = {ref: rules for ref, rules in ruleset.chains.items() if ref.table not in tables}
         ruleset = Ruleset({**kept, **kernel.firewall.read(tables).chains})
     nft = kernel.nft.read() if touches_nft(touched) else actual.nft
+    tc = kernel.shaper.read() if touches_tc(touched) else actual.tc
+    read = replace(actual, ruleset=ruleset, nft=nft, tc=tc)
     if not touches_links(touched):
-        return replace(actual, ruleset=ruleset, nft=nft)
-    return _actual(ruleset, kernel.links.read(), nft)
+        return read
+    return _with_links(read, kernel.links.read())

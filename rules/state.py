@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, ChainRef, Rule, Rules, Ruleset
+from rules.tc import Objects, Statements, TcStep
 
 # Marks by which our own objects are known after a restart without memory.
 ROUTE_PROTOCOL = 223  # rtm_protocol; unassigned in iproute2's rt_protos
@@ -68,6 +69,7 @@ class Desired:
     nft: NftTable | None = None
     up: Mapping[str, bool] = field(default_factory=dict)
     policy_rules: Mapping[PolicyRule, bool] = field(default_factory=dict)
+    tc: Statements = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Actual:
     routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
     nft: NftTable = field(default_factory=NftTable)
     policy_rules: frozenset[PolicyRule] = frozenset()
+    tc: Objects = field(default_factory=dict)
 
 
 # Steps of a plan.
@@ -175,7 +178,7 @@ class DeletePolicyRule:
 RoutingStep = ReplaceRoute | DeleteRoute | AddPolicyRule | DeletePolicyRule
 Switch = SetArp | SetPromoteSecondaries | SetUp
 LinkStep = AddAddress | DeleteAddress | RoutingStep | Switch
-Step = EditTable | EditNft | LinkStep
+Step = EditTable | EditNft | LinkStep | TcStep
 
 
 @dataclass(frozen=True)

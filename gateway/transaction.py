@@ -53,24 +53,21 @@ class Kernel:
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     links = kernel.links.read()
-    return _with_links(Actual(kernel.firewall.read(TABLES), nft=kernel.nft.read(), tc=kernel.shaper.read()), links)
+    actual = Actual(kernel.firewall.read(TABLES), nft=kernel.nft.read(), tc=kernel.shaper.read())
+    return _with_links(actual, links)
 
 
-def _with_links(actual: Actual, links: LinksReading) -> Actual:
+def _with_links(actual: Actual, read: LinksReading) -> Actual:
     return replace(
-        actual,
-        links=links.links,
-        addresses=links.addresses,
-        routes=links.routes,
-        policy_rules=links.policy_rules,
+        actual, links=read.links, addresses=read.addresses, routes=read.routes, policy_rules=read.policy_rules
     )
 
 
 def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
     sides = (spec.interfaces.vpc, spec.interfaces.external) if spec.initialized else ()
-    limited = sorted(interfaces_of(spec)) if isinstance(spec, GatewaySpec) else ()
-    for name in (*sides, *limited):
+    shaped = interfaces_of(spec) if isinstance(spec, GatewaySpec) else ()
+    for name in (*sides, *sorted(shaped)):
         if name not in actual.links:
             raise Refused(f"interface {name}", "no such interface", retryable=True)
     try:

@@ -126,7 +126,7 @@ class LoadBalancerSpec(Part):
 
     @property
     def initialized(self) -> bool:
-        """Whether it was: nothing comes before its first ``init``."""
+        """Always: nothing can be asked of a load balancer before it is one."""
         return True
 
 

@@ -174,7 +174,6 @@ def test_other_protocols_than_ipv4_are_not_limited(world: World, gateway: Gatewa
     try:
         assert flood.stdout is not None
         assert flood.stdout.readline() == "going\n"
-        world.router.ip("neigh flush dev eth0")
         done = subprocess.run(
             ["ip", "netns", "exec", world.rival.name, "arping", "-c", "2", "-w", "5", "-I", "eth0", EIP],
             capture_output=True,

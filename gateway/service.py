@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from gateway import transaction
+from gateway.arp.conflict import Conflict
 from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
@@ -52,7 +53,7 @@ class Announcing(Protocol):
 
     def standing(self, interface: str) -> frozenset[IPv4Address]: ...
 
-    def conflicts(self) -> Mapping[str, tuple[Any, ...]]: ...
+    def conflicts(self) -> Mapping[str, tuple[Conflict, ...]]: ...
 
 
 @dataclass(frozen=True)
@@ -184,23 +185,16 @@ class Service:
             variant=self.variant,
             interfaces=interfaces,
             links={
-                name: LinkStatus(up=link.up, arp=link.arp, mac=link.mac, mtu=link.mtu)
+                name: LinkStatus.of(link)
                 for name, link in self._actual.links.items()
                 if name in (interfaces.vpc, interfaces.external)
             },
             arp=ArpStatus(policy=self._facts.arp, on=external is not None and external.arp),
-            counts=_counts(spec),
+            counts=Counts.of(spec),
             conflicts=[
-                ConflictStatus(
-                    interface=interface,
-                    address=str(c.address),
-                    mac=c.mac,
-                    first_seen=c.first_seen,
-                    last_seen=c.last_seen,
-                    count=c.count,
-                )
+                ConflictStatus.of(interface, conflict)
                 for interface, conflicts in self._announcer.conflicts().items()
-                for c in conflicts
+                for conflict in conflicts
             ],
             last_error=self._error,
             pending=pending,
@@ -267,7 +261,7 @@ class Service:
         """Book a change that stands in the kernel: spec, announcements, disk."""
         self._unapplied = False
         changed = bool(plan) or new != old
-        self._counts = _counted(self._counts, "committed" if changed else "unchanged")
+        self._counts = self._counts.one_more("committed" if changed else "unchanged")
         if changed:
             self._generation += 1
         if new != old:
@@ -391,19 +385,7 @@ class Service:
         if isinstance(error, transaction.NotReverted):
             self._unapplied = self._spec is not None
         repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error))
-        self._counts = _counted(self._counts, "failed")
+        self._counts = self._counts.one_more("failed")
         self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error), retryable=error.retryable)
         if not repeated:
             log.error("%s: %s", by, error)
-
-
-def _counts(spec: GatewaySpec | None) -> Counts:
-    if spec is None:
-        return Counts()
-    kinds = (spec.eips, spec.fips, spec.dnats, spec.snats, spec.routes)
-    eips, fips, dnats, snats, routes = (len(kind) for kind in kinds)
-    return Counts(eips=eips, fips=fips, dnats=dnats, snats=snats, routes=routes)
-
-
-def _counted(counts: TransactionCounts, name: str) -> TransactionCounts:
-    return counts.model_copy(update={name: getattr(counts, name) + 1})

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from rules.spec import Interfaces, Part
+from typing import Literal, Self
+
+from gateway.arp.conflict import Conflict
+from rules.spec import GatewaySpec, Interfaces, Part
+from rules.state import LinkState
 
 
 class LinkStatus(Part):
@@ -12,6 +16,11 @@ class LinkStatus(Part):
     arp: bool
     mac: str
     mtu: int
+
+    @classmethod
+    def of(cls, link: LinkState) -> Self:
+        """The part of a link's state that people ask for."""
+        return cls(up=link.up, arp=link.arp, mac=link.mac, mtu=link.mtu)
 
 
 class ArpStatus(Part):
@@ -30,6 +39,11 @@ class Counts(Part):
     snats: int = 0
     routes: int = 0
 
+    @classmethod
+    def of(cls, spec: GatewaySpec | None) -> Self:
+        """Counted in ``spec``; all zero where there is none."""
+        return cls() if spec is None else cls(**{kind: len(getattr(spec, kind)) for kind in cls.model_fields})
+
 
 class ConflictStatus(Part):
     """Another holder of one of our addresses, by its ARP; times in Unix seconds."""
@@ -40,6 +54,18 @@ class ConflictStatus(Part):
     first_seen: float
     last_seen: float
     count: int
+
+    @classmethod
+    def of(cls, interface: str, conflict: Conflict) -> Self:
+        """A holder as the announcer reports it."""
+        return cls(
+            interface=interface,
+            address=str(conflict.address),
+            mac=conflict.mac,
+            first_seen=conflict.first_seen,
+            last_seen=conflict.last_seen,
+            count=conflict.count,
+        )
 
 
 class ErrorStatus(Part):
@@ -57,6 +83,10 @@ class TransactionCounts(Part):
     committed: int = 0
     unchanged: int = 0
     failed: int = 0
+
+    def one_more(self, outcome: Literal["committed", "unchanged", "failed"]) -> Self:
+        """The counts after one more transaction."""
+        return self.model_copy(update={outcome: getattr(self, outcome) + 1})
 
 
 class Status(Part):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ class Speaker(Program):
         return self.control("status all level 4 compact")
 
     def _env(self) -> dict[str, str]:
-        return {"NATGW_RUN_DIR": str(self.run_dir)}
+        return {"NATGW_RUN_DIR": str(self.run_dir), "NATGW_PYTHON": sys.executable}
 
 
 class Frr(Program):

@@ -171,7 +171,8 @@ def test_repeated_verbs_cut_nothing(world: World, gateway: Gateway, control: Flo
         control,
     ]
     before = sorted(line.split(" src=")[1] for line in gateway.flows())
-    for verb in (("init",), *verbs, ("eip-add", f"{EIP}/24")):
+    gateway.verb("init")
+    for verb in (*verbs, ("eip-add", f"{EIP}/24")):
         gateway.verb(*verb)
     assert sorted(line.split(" src=")[1] for line in gateway.flows()) == before
     for flow in flows:

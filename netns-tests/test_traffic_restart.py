@@ -81,7 +81,7 @@ class Stream:
         """How many datagrams did not arrive; call it after the stream has ended."""
         missing = 0
         for end in (self._near, self._far):
-            arrived = set()
+            arrived: set[bytes] = set()
             while len(arrived) < self.sent:
                 try:
                     arrived.add(end.recv(64))

@@ -43,10 +43,14 @@ class Host(Namespace):
         found: list[Any] = json.loads(run("ip", "-n", self.name, "-j", *words) or "[]")
         return found
 
-    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    def open_socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket of this namespace; it is closed with ``close_sockets`` at the latest."""
         with self.entered():
             opened = socket.socket(family, kind, protocol)
+        return self.keep(opened)
+
+    def keep(self, opened: socket.socket) -> socket.socket:
+        """Have ``close_sockets`` close this one, too; nothing on it takes longer than ten seconds."""
         self._sockets.append(opened)
         opened.settimeout(PATIENCE)
         return opened
@@ -65,7 +69,7 @@ class Host(Namespace):
 
     def tcp_server(self, port: int) -> socket.socket:
         """A listening socket; callers can connect when this returns."""
-        server = self.socket(socket.AF_INET, socket.SOCK_STREAM)
+        server = self.open_socket(socket.AF_INET, socket.SOCK_STREAM)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(("", port))
         server.listen()
@@ -73,13 +77,13 @@ class Host(Namespace):
 
     def udp(self, port: int = 0) -> socket.socket:
         """A datagram socket bound to that port of every address, or (0) to one that the kernel chooses."""
-        opened = self.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        opened = self.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
         opened.bind(("", port))
         return opened
 
     def raw_icmp(self) -> socket.socket:
         """A socket that hears all ICMP messages that reach this namespace."""
-        return self.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        return self.open_socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
 
 
 @dataclass
@@ -140,12 +144,10 @@ def anything(end: socket.socket) -> bool:
 
 def tcp(client: Host, to: Address, server: socket.socket) -> Flow:
     """Connect, and exchange something; TimeoutError or ConnectionError if that fails."""
-    near = client.socket(socket.AF_INET, socket.SOCK_STREAM)
+    near = client.open_socket(socket.AF_INET, socket.SOCK_STREAM)
     near.connect(to)
     far, source = server.accept()
-    far.settimeout(PATIENCE)
-    client._sockets.append(far)
-    flow = Flow(near, far, source)
+    flow = Flow(near, client.keep(far), source)
     flow.talk()
     return flow
 
@@ -203,7 +205,7 @@ def _heard(ear: socket.socket, kind: int, token: bytes) -> tuple[str, bytes]:
 
 
 def _checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

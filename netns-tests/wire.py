@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from scapy.layers.l2 import ARP, Ether
 from traffic import PATIENCE, Host
@@ -26,7 +27,8 @@ class Frame:
 
     @property
     def arp(self) -> ARP:
-        return Ether(self.data)[ARP]
+        arp: ARP = Ether(self.data)[ARP]
+        return arp
 
     def announces(self) -> tuple[str, str]:
         """(address, hardware address) of an ARP announcement (RFC 5227, 2.3); fails if it is no such frame."""
@@ -42,7 +44,7 @@ class Capture:
     def __init__(self, host: Host, interface: str, ethertype: int = ETH_P_ARP) -> None:
         # Frames that leave are only shown to sockets that hear everything.
         self._filter = struct.pack("!H", ethertype)
-        self._socket = host.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._socket = host.open_socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 22)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._socket.bind((interface, 0x0003))
@@ -94,9 +96,9 @@ def gratuitous(mac: str) -> Callable[[Frame], bool]:
     return lambda frame: frame.data[6:12] == raw and frame.arp.psrc == frame.arp.pdst
 
 
-def send_arp(host: Host, interface: str, **fields: object) -> None:
+def send_arp(host: Host, interface: str, **fields: Any) -> None:
     """Broadcast one ARP frame from the interface; the fields are scapy's, hwsrc the interface's if not named."""
     mac = str(fields.setdefault("hwsrc", host.ip_json("link", "show", interface)[0]["address"]))
-    sender = host.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    sender = host.open_socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sender.sendto(bytes(Ether(dst=BROADCAST, src=mac) / ARP(**fields)), (interface, ETH_P_ARP))
     sender.close()

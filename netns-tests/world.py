@@ -297,7 +297,8 @@ class Gateway(Host):
 
     def link(self, name: str) -> dict[str, Any]:
         """``ip -j link show`` of one interface."""
-        return self.ip_json("link", "show", name)[0]
+        found: dict[str, Any] = self.ip_json("link", "show", name)[0]
+        return found
 
     def net1_addresses(self) -> list[str]:
         """The IPv4 addresses of net1, the primary first."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
+from gateway.arp.conflict import Conflict
 from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks
 from gateway.service import Service
 from gateway.store import Store
@@ -72,7 +72,7 @@ class RecordingAnnouncer:
     def standing(self, interface: str) -> frozenset[IPv4Address]:
         return frozenset(self.held.get(interface, set()))
 
-    def conflicts(self) -> Mapping[str, tuple[Any, ...]]:
+    def conflicts(self) -> Mapping[str, tuple[Conflict, ...]]:
         return {}
 
 
@@ -97,7 +97,13 @@ def gateway(
     kernel = kernel or FakeKernel.gateway_pod()
     announcer = RecordingAnnouncer()
     service = Service(
-        ports(kernel), announcer, Store(directory), ManualClock(), facts=Facts(arp), interfaces=interfaces, version="test"
+        ports(kernel),
+        announcer,
+        Store(directory),
+        ManualClock(),
+        facts=Facts(arp),
+        interfaces=interfaces,
+        version="test",
     )
     service.start().result(timeout=10)
     return Gateway(service, kernel, announcer)

@@ -196,6 +196,8 @@ def test_stop(desk: Desk) -> None:
         ("session new set colour 3", "Must supply item to set"),
         ("session new set mintx", "Must supply an integer"),
         ("session new set mintx ten ms", "Must supply an integer"),
+        (f"session new set mintx {'9' * 6000} ms", "Must supply an integer"),
+        (f"session {'9' * 6000} reset", "Must supply"),
         ("session new set mintx 10", "Must supply a unit"),
         ("session new set mintx 10 weeks", "Must supply a unit"),
         ("session new set mintx 0 ms", "Must supply a value in range"),

@@ -315,13 +315,15 @@ def test_exit_codes_of_the_client(
 
 def test_the_programs_of_the_image_run_from_a_checkout_in_20_mib(own_run_dir: Path, tmp_path: Path) -> None:
     programs = CHECKOUT / "image" / "rootfs" / "usr" / "bin"
+    # Of its own, so that runs beside each other do not meet.
+    address = f"127.{int(random() * 60) + 2}.{int(random() * 256)}.9"
     environment = {**os.environ, "NATGW_RUN_DIR": str(own_run_dir), "NATGW_PYTHON": sys.executable}
     beacon = subprocess.Popen(
-        [programs / "bfdd-beacon", "--nofork", "--tee", "--listen=127.88.0.9"], env=environment, stdout=subprocess.PIPE
+        [programs / "bfdd-beacon", "--nofork", "--tee", f"--listen={address}"], env=environment, stdout=subprocess.PIPE
     )
     try:
         assert beacon.stdout is not None
-        assert b"listening on 127.88.0.9" in beacon.stdout.readline()
+        assert f"listening on {address}".encode() in beacon.stdout.readline()
         done = subprocess.run([programs / "bfdd-control", "status"], env=environment, capture_output=True, check=True)
         assert done.stdout == b"There are 0 sessions:\n"
         status = Path(f"/proc/{beacon.pid}/status").read_text()

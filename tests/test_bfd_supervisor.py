@@ -297,9 +297,10 @@ def test_the_state_file_survives_and_a_broken_one_is_put_aside(world: World) -> 
     again = Supervisor(world.settings, world.beacon, lambda: NOW + 60)
     (session,) = again.status()["Sessions"]
     assert session["Attempts"] == 1
-    path.write_text("{ this is not")
-    Supervisor(world.settings, world.beacon, lambda: NOW + 60)
-    assert Path(f"{path}.corrupt").read_text() == "{ this is not"
+    for broken in (b"{ this is not", b"\xff\xfe", b"[]", b'{"episodes": 3}'):
+        path.write_bytes(broken)
+        Supervisor(world.settings, world.beacon, lambda: NOW + 60)
+        assert Path(f"{path}.corrupt").read_bytes() == broken
     assert json.loads(path.read_text())["childRestarts"] == 0
 
 

@@ -163,8 +163,9 @@ class Commands:
         which = words[0] if words else ""
         if which == "all":
             return self._table.entries, words[1:]
-        if which.isdecimal():
-            entry = self._table.get(int(which))
+        number = _natural(which)
+        if number is not None:
+            entry = self._table.get(number)
             if entry is None:
                 raise _Rejected(f"No session with id={which}.")
             return [entry], words[1:]
@@ -184,8 +185,9 @@ class Commands:
         level, compact = 1, False
         while rest:
             option, *rest = rest
-            if option == "level" and rest and rest[0].isdecimal():
-                level, rest = int(rest[0]), rest[1:]
+            number = _natural(rest[0]) if rest else None
+            if option == "level" and number is not None:
+                level, rest = number, rest[1:]
             elif option in ("compact", "nocompact"):
                 compact = option == "compact"
             elif option != "brief":
@@ -257,6 +259,11 @@ def _forced(session: Session) -> bool:
     return session.held is not None or session.state is State.ADMIN_DOWN
 
 
+def _natural(text: str) -> int | None:
+    """A number of at most ten digits; whatever is longer fits nowhere here."""
+    return int(text) if text.isdecimal() and len(text) <= 10 else None
+
+
 def _address(words: list[str]) -> str:
     if not words:
         raise _Rejected("Must supply an IPv4 or IPv6 address.")
@@ -280,9 +287,9 @@ def _changed(config: SessionConfig, words: list[str]) -> tuple[SessionConfig, st
     field = _SETTINGS.get(name)
     if field is None:
         raise _Rejected("Must supply item to set: 'mintx', 'minrx' or 'multi'.")
-    if len(words) < 2 or not words[1].isdecimal():
+    value = _natural(words[1]) if len(words) > 1 else None
+    if value is None:
         raise _Rejected(f"Must supply an integer value for 'set {name}'.")
-    value = int(words[1])
     if name != "multi":
         unit = words[2] if len(words) > 2 else ""
         if unit not in _UNITS:
@@ -300,6 +307,7 @@ def _diag(words: list[str], default: Diag | None) -> Diag:
         raise _Rejected("State up can not have diagnostic value. Must supply none.")
     if not words:
         return Diag.ADMINISTRATIVELY_DOWN if default is None else default
-    if not words[0].isdecimal() or int(words[0]) not in Diag.__members__.values():
+    number = _natural(words[0])
+    if number is None or number not in Diag.__members__.values():
         raise _Rejected(f"Must supply a diagnostic between 0 and {max(Diag)}.")
-    return Diag(int(words[0]))
+    return Diag(number)

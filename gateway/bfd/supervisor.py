@@ -166,16 +166,18 @@ class Supervisor:
     # The state file
 
     def _load(self) -> None:
+        """Without its past the supervisor works as well, so a file that cannot be used is only told of."""
         path = self._settings.state_path
         try:
-            text = path.read_text()
+            self.ladder.load(json.loads(path.read_text()))
         except FileNotFoundError:
             return
-        try:
-            self.ladder.load(json.loads(text))
+        except OSError as error:
+            log(f"cannot read the state in {path}: {error.strerror}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            log(f"the state file {path} is of no use and put aside: {error!r}")
-            path.replace(f"{path}.corrupt")
+            log(f"the state in {path} is of no use and put aside: {error!r}")
+            with suppress(OSError):
+                path.replace(f"{path}.corrupt")
 
     def _save(self) -> None:
         """Replace the file when there is something new, without waiting for the disk: the timers of all sessions would

@@ -24,6 +24,7 @@ from rules.spec import Interfaces
 HELP_WORDS = ("help", "--help", "-h")
 RANDOM_FULLY = "--random-fully"
 _COMMAND: TypeAdapter[Command] = TypeAdapter(Command)
+_PREFIX_LENGTHS = frozenset(map(str, range(33)))
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,17 @@ def _named(word: str, fields: Sequence[str]) -> dict[str, str]:
         raise BadRequest(f"{word}: {fields[len(values)]} is missing")
     named = dict(zip(fields, values, strict=False))
     if "eip" in named:  # Every release's script takes an EIP with its prefix length, too.
-        named["eip"] = named["eip"].partition("/")[0]
+        named["eip"], slash, length = named["eip"].partition("/")
+        if slash and length not in _PREFIX_LENGTHS:
+            raise BadRequest(f"{word}: eip: {length!r} is not a prefix length")
     return named
+
+
+def _exactly(word: str, fields: Sequence[str]) -> dict[str, str]:
+    """The word's values by field name; BadRequest where there are fewer or more."""
+    if word.count(",") >= len(fields):
+        raise BadRequest(f"{word}: more than {len(fields)} fields ({','.join(fields)})")
+    return _named(word, fields)
 
 
 def _each(rule: Callable[[str], list[Command]]) -> Callable[[Sequence[str], Context], list[Command]]:
@@ -131,22 +141,21 @@ def _each(rule: Callable[[str], list[Command]]) -> Callable[[Sequence[str], Cont
 def _adds(op: str, *fields: str) -> Callable[[Sequence[str], Context], list[Command]]:
     """A verb that adds one object per word, which has exactly these fields."""
 
-    def rule(word: str) -> list[Command]:
-        named = _named(word, fields)
-        if word.count(",") >= len(fields):
-            raise BadRequest(f"{word}: more than {len(fields)} fields ({','.join(fields)})")
-        return [_command(word, op, **named)]
-
-    return _each(rule)
+    return _each(lambda word: [_command(word, op, **_exactly(word, fields))])
 
 
-def _deletes(op: str, *fields: str) -> Callable[[Sequence[str], Context], list[Command]]:
-    """A verb that deletes one object per word, which begins with the fields of the object's identity."""
+def _deletes(op: str, *fields: str, more: int = 0) -> Callable[[Sequence[str], Context], list[Command]]:
+    """A verb that deletes one object per word, which begins with the fields of the object's identity.
+
+    Up to ``more`` fields may follow: some releases repeat the whole rule. What they say does not matter.
+    """
 
     def rule(word: str) -> list[Command]:
         if not word.strip(","):
             return []
         named = _named(word, fields)
+        if word.count(",") >= len(fields) + more:
+            raise BadRequest(f"{word}: more than {len(fields) + more} fields")
         nothing = any(not value.partition("/")[0] for value in named.values())
         return [] if nothing else [_command(word, op, **named)]
 
@@ -169,11 +178,16 @@ def _snat_add(word: str) -> list[Command]:
 
 def _external_route(word: str) -> list[Command]:
     # The external subnet itself is reached through the EIPs' prefix; the script made the gateway the default route.
-    named = _named(word, ("cidr", "gateway"))
-    return [_command(word, "set-gateways", gatewayV4=named["gateway"])]
+    named = _exactly(word, ("cidr", "gateway"))
+    command = _command(word, "set-gateways", gatewayV4=named["gateway"])
+    _command(
+        word, "subnet-route-add", cidr=named["cidr"], nextHopIP=named["gateway"]
+    )  # only to refuse what is no route
+    return [command]
 
 
-def _nothing(_words: Sequence[str], _context: Context) -> list[Command]:
+def _nothing(words: Sequence[str], context: Context) -> list[Command]:
+    _deletes("subnet-route-del", "cidr", more=1)(words, context)  # only to refuse what means nothing
     return []
 
 
@@ -183,11 +197,11 @@ def _init(words: Sequence[str], context: Context) -> list[Command]:
     if len(named) > 1:
         raise BadRequest(f"{' '.join(named)}: the interfaces are named twice")
     if named:
-        pair: dict[str, str] = _named(named[0], ("vpc", "external"))
+        pair: dict[str, str] = _exactly(named[0], ("vpc", "external"))
     else:
         pair = _interfaces_of(context)
     init = _command(named[0] if named else "", "init", interfaces=pair or None)
-    return [init, *(_command(word, "subnet-route-add", **_named(word, ("cidr", "nextHopIP"))) for word in routes)]
+    return [init, *(_command(word, "subnet-route-add", **_exactly(word, ("cidr", "nextHopIP"))) for word in routes)]
 
 
 def _interfaces_of(context: Context) -> dict[str, str]:
@@ -214,23 +228,25 @@ VERBS: Mapping[str, Verb] = {
     "subnet-route-add": Verb(
         "CIDR,GATEWAY", "reach a subnet of the VPC", _adds("subnet-route-add", "cidr", "nextHopIP")
     ),
-    "subnet-route-del": Verb("CIDR", "forget a subnet of the VPC", _deletes("subnet-route-del", "cidr")),
+    "subnet-route-del": Verb("CIDR", "forget a subnet of the VPC", _deletes("subnet-route-del", "cidr", more=1)),
     "ext-subnet-route-add": Verb("CIDR,GATEWAY", "name the external gateway", _each(_external_route)),
     "ext-subnet-route-del": Verb("CIDR", "nothing: the gateway stays", _nothing),
     "eip-add": Verb("IP/LENGTH[,GATEWAY]", "put an external address up and announce it", _each(_eip_add)),
-    "eip-del": Verb("IP/LENGTH", "take an external address down", _deletes("eip-del", "address")),
+    "eip-del": Verb("IP/LENGTH", "take an external address down", _deletes("eip-del", "address", more=1)),
     "floating-ip-add": Verb(
         "EIP,INTERNAL_IP", "map an EIP and an internal address both ways", _adds("floating-ip-add", "eip", "internalIp")
     ),
-    "floating-ip-del": Verb("EIP", "delete the EIP's floating IP", _deletes("floating-ip-del", "eip")),
+    "floating-ip-del": Verb("EIP", "delete the EIP's floating IP", _deletes("floating-ip-del", "eip", more=1)),
     "dnat-add": Verb(
         "EIP,PORT,PROTOCOL,INTERNAL_IP,INTERNAL_PORT",
         "map a port of an EIP",
         _adds("dnat-add", "eip", "externalPort", "protocol", "internalIp", "internalPort"),
     ),
     "dnat-del": Verb(
-        "EIP,PORT,PROTOCOL", "delete a port mapping", _deletes("dnat-del", "eip", "externalPort", "protocol")
+        "EIP,PORT,PROTOCOL", "delete a port mapping", _deletes("dnat-del", "eip", "externalPort", "protocol", more=2)
     ),
     "snat-add": Verb(f"EIP,INTERNAL_CIDR[,{RANDOM_FULLY}]", "give what leaves the EIP as its source", _each(_snat_add)),
-    "snat-del": Verb("EIP,INTERNAL_CIDR", "delete a source translation", _deletes("snat-del", "eip", "internalCIDR")),
+    "snat-del": Verb(
+        "EIP,INTERNAL_CIDR", "delete a source translation", _deletes("snat-del", "eip", "internalCIDR", more=1)
+    ),
 }

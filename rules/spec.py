@@ -177,6 +177,12 @@ class Route(Part):
     cidr: Prefix = Field(examples=["10.0.2.0/24"])
     next_hop_ip: Address = Field(alias="nextHopIP", examples=["10.0.1.1"])
 
+    @model_validator(mode="after")
+    def _one_family(self) -> Self:
+        if ip_network(self.cidr).version != ip_address(self.next_hop_ip).version:
+            raise ValueError(f"{self.next_hop_ip} is not of the same address family as {self.cidr}")
+        return self
+
     @property
     def key(self) -> str:
         return self.cidr

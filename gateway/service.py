@@ -18,7 +18,7 @@ from ipaddress import IPv4Address
 from typing import Literal, Protocol
 
 from gateway import transaction
-from gateway.arp.conflict import Conflict
+from gateway.arp.conflict import Conflict as Holder
 from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
@@ -33,6 +33,7 @@ from gateway.store import Store, Stored
 from gateway.transaction import Kernel
 from rules.adopt import adopt
 from rules.desired import Facts
+from rules.edit import Conflict, NotInitialized
 from rules.flows import FlowFilter, is_stale, suspects
 from rules.spec import GatewaySpec, Interfaces
 from rules.state import Actual, AddressKey, Plan
@@ -53,7 +54,7 @@ class Announcing(Protocol):
 
     def standing(self, interface: str) -> frozenset[IPv4Address]: ...
 
-    def conflicts(self) -> Mapping[str, tuple[Conflict, ...]]: ...
+    def conflicts(self) -> Mapping[str, tuple[Holder, ...]]: ...
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Service:
         self._jobs: queue.SimpleQueue[_Job | Literal["look"] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._look_queued = threading.Event()
         self._spec: GatewaySpec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
@@ -148,8 +150,14 @@ class Service:
         return recovered
 
     def links_changed(self) -> None:
-        """Tell that an interface came, went or changed: the status follows, and what waited for it is tried again."""
-        self._jobs.put("look")
+        """Tell that an interface came, went or changed.
+
+        The kernel drops the routes of an interface that goes down and does not bring them back: what the spec wants
+        is made good as soon as it can be.
+        """
+        if not self._look_queued.is_set():
+            self._look_queued.set()
+            self._jobs.put("look")
 
     def close(self) -> None:
         """Finish what is queued and end the writer; what comes later is refused. The kernel goes on forwarding."""
@@ -224,6 +232,7 @@ class Service:
             if job is None:
                 return
             if job == "look":
+                self._look_queued.clear()
                 self._catch_up()
             else:
                 self._serve(job)
@@ -248,6 +257,7 @@ class Service:
             actual = transaction.read(self._kernel)
             return Outcome(new, transaction.plan(new, self._facts, actual))
         plan = transaction.apply(self._kernel, new, self._facts)
+        self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
         announced = self._committed(old, new, plan, job.announce)
         flows = self._flush()
         seconds = self._clock.monotonic() - begun
@@ -260,9 +270,7 @@ class Service:
     ) -> tuple[str, ...]:
         """Book a change that stands in the kernel: spec, announcements, disk."""
         self._unapplied = False
-        changed = bool(plan) or new != old
-        self._counts = self._counts.one_more("committed" if changed else "unchanged")
-        if changed:
+        if plan or new != old:
             self._generation += 1
         if new != old:
             self._spec = new
@@ -361,31 +369,40 @@ class Service:
         return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))
 
     def _restore(self) -> Outcome:
+        """Make the kernel equal the spec that stands; one that already does is not written to."""
         if self._spec is None:
             raise RuntimeError("nothing to restore")
+        self._unapplied = True
         plan = transaction.apply(self._kernel, self._spec, self._facts)
         announced = self._committed(self._spec, self._spec, plan, ())
-        log.info("restored: %d steps", len(plan.steps))
+        if plan:
+            self._counts = self._counts.one_more("committed")
+            log.info("restored what was missing: %d steps", len(plan.steps))
         return Outcome(self._spec, plan, 0, announced)
 
     def _catch_up(self) -> None:
-        """Look at the links again, and try again what is outstanding."""
+        """Look at the links again, restore what went with them, and try again what is outstanding.
+
+        Nobody waits for an answer here, so whatever goes wrong is told in log and status, and tried again.
+        """
         try:
             self._look()
-            if self._unapplied and self._spec is not None:
-                self._restore()
-            self._save()
+            if self._spec is not None:
+                self._restore()  # which also saves what is not on disk
             self._flush()
-        except Refused as error:
+        except Exception as error:
+            if not isinstance(error, Refused):
+                log.exception("catching up failed")
             self._failed("retry", error)
 
     def _failed(self, by: str, error: BaseException) -> None:
-        if not isinstance(error, Refused):
-            return
+        if isinstance(error, Conflict | NotInitialized):
+            return  # the asker's own doing
+        retryable = not isinstance(error, Refused) or error.retryable
         if isinstance(error, transaction.NotReverted):
             self._unapplied = self._spec is not None
-        repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error))
+        repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error) or repr(error))
         self._counts = self._counts.one_more("failed")
-        self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error), retryable=error.retryable)
+        self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error) or repr(error), retryable=retryable)
         if not repeated:
             log.error("%s: %s", by, error)

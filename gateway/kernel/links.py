@@ -140,7 +140,12 @@ class KernelLinks:
     def _routes(self, family: int, names: dict[int, str]) -> dict[RouteKey, RouteEntry]:
         found: dict[RouteKey, RouteEntry] = {}
         # With strict checking the kernel filters by table; older kernels ignore that and send all tables.
-        for message in self._netlink.dump(_message(rtmsg, _RTM_GETROUTE, family=family, table=_RT_TABLE_MAIN)):
+        request = _message(rtmsg, _RTM_GETROUTE, family=family, table=_RT_TABLE_MAIN)
+        try:
+            dumped = self._netlink.dump(request)
+        except FileNotFoundError:  # a table comes into being with its first route
+            return found
+        for message in dumped:
             if (route := _route(message, names)) is None:
                 continue
             key, entry = route

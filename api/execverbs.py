@@ -180,14 +180,22 @@ def _external_route(word: str) -> list[Command]:
     # The external subnet itself is reached through the EIPs' prefix; the script made the gateway the default route.
     named = _exactly(word, ("cidr", "gateway"))
     command = _command(word, "set-gateways", gatewayV4=named["gateway"])
-    _command(
-        word, "subnet-route-add", cidr=named["cidr"], nextHopIP=named["gateway"]
-    )  # only to refuse what is no route
+    _command(word, "subnet-route-add", cidr=named["cidr"], nextHopIP=named["gateway"])  # to refuse what is no route
     return [command]
 
 
+def _shared_dnat_add(word: str) -> list[Command]:
+    named = _exactly(word, ("eip", "externalPort", "protocol", "backends"))
+    ends = [backend.partition(":") for backend in named.pop("backends").split("@")]
+    for ip, _, port in ends:
+        if not (port.isascii() and port.isdigit()):
+            raise BadRequest(f"{word}: backends: {f'{ip}:{port}'!r} is not an address with a port")
+    backends = [{"internalIp": ip, "internalPort": port} for ip, _, port in ends]
+    return [_command(word, "nft-dnat-map-add", **named, backends=backends)]
+
+
 def _nothing(words: Sequence[str], context: Context) -> list[Command]:
-    _deletes("subnet-route-del", "cidr", more=1)(words, context)  # only to refuse what means nothing
+    _deletes("subnet-route-del", "cidr", more=1)(words, context)  # to refuse what means nothing
     return []
 
 
@@ -244,6 +252,16 @@ VERBS: Mapping[str, Verb] = {
     ),
     "dnat-del": Verb(
         "EIP,PORT,PROTOCOL", "delete a port mapping", _deletes("dnat-del", "eip", "externalPort", "protocol", more=2)
+    ),
+    "nft-dnat-map-add": Verb(
+        "EIP,PORT,PROTOCOL,IP:PORT[@IP:PORT...]",
+        "spread a port of an EIP over exactly these backends",
+        _each(_shared_dnat_add),
+    ),
+    "nft-dnat-map-del": Verb(
+        "EIP,PORT,PROTOCOL",
+        "delete a spread port",
+        _deletes("nft-dnat-map-del", "eip", "externalPort", "protocol", more=1),
     ),
     "snat-add": Verb(f"EIP,INTERNAL_CIDR[,{RANDOM_FULLY}]", "give what leaves the EIP as its source", _each(_snat_add)),
     "snat-del": Verb(

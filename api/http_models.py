@@ -9,12 +9,14 @@ from pydantic.alias_generators import to_camel
 
 from gateway.service import Outcome
 from rules.iptables import render_rule
+from rules.nft import command_lines
 from rules.ruleset import ChainEdit, DeleteChain, DeleteRule, InsertRule, NewChain, ReplaceRules
 from rules.spec import Part
 from rules.state import (
     AddAddress,
     DeleteAddress,
     DeleteRoute,
+    EditNft,
     EditTable,
     Plan,
     ReplaceRoute,
@@ -42,6 +44,14 @@ class EditTableStep(Part):
     step: Literal["edit-table"] = "edit-table"
     table: str
     edits: list[ChainEditModel]
+    text: str
+
+
+class EditNftStep(Part):
+    """Commands for the nftables table of share-type DNAT, committed as one."""
+
+    step: Literal["edit-nft"] = "edit-nft"
+    commands: list[str]
     text: str
 
 
@@ -74,7 +84,7 @@ class SwitchStep(Part):
     text: str
 
 
-StepModel = Annotated[EditTableStep | AddressStep | RouteStep | SwitchStep, Field(discriminator="step")]
+StepModel = Annotated[EditTableStep | EditNftStep | AddressStep | RouteStep | SwitchStep, Field(discriminator="step")]
 
 
 class PlanModel(Part):
@@ -158,11 +168,15 @@ def plan_model(plan: Plan) -> PlanModel:
     return PlanModel(steps=[_step(step) for step in plan.steps])
 
 
-def _step(step: Step) -> StepModel:
+def _step(step: Step) -> StepModel:  # noqa: PLR0911 -- one line a step
     match step:
         case EditTable(table, edits):
             listed = [_edit(table, edit) for edit in edits]
             return EditTableStep(table=table, edits=listed, text=f"{len(listed)} edits of table {table}, in one commit")
+        case EditNft(commands):
+            lines = [line for command in commands for line in command_lines(command)]
+            text = f"{len(commands)} edits of table ip kube-ovn, in one commit"
+            return EditNftStep(commands=lines, text=text)
         case AddAddress(key):
             text = f"ip address add {key.address} dev {key.interface}"
             return AddressStep(step="add-address", interface=key.interface, address=key.address, text=text)

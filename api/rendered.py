@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from rules import share
 from rules.desired import Facts, desired
+from rules.iptables import render_save
+from rules.nft import table_text
 from rules.ruleset import AnyRule, ChainRef, Ruleset
 from rules.spec import GatewaySpec
 from rules.state import Actual
@@ -17,3 +20,9 @@ def rendered(spec: GatewaySpec, facts: Facts) -> Ruleset:
             chains[ref] = (*chains.get(ref, ()), jump)
     chains |= {ref: rules for ref, rules in wanted.chains.items() if rules is not None}
     return Ruleset(chains)
+
+
+def rendered_text(spec: GatewaySpec, facts: Facts) -> str:
+    """The same as iptables-save prints it, and the table of share-type DNAT, where there is any, as nft does."""
+    services = share.services(spec)
+    return render_save(rendered(spec, facts)) + (table_text(share.table_of(services)) if services else "")

@@ -21,6 +21,8 @@ SIGNS = {
     "delete-rule": "-",
     "add-address": "+",
     "delete-address": "-",
+    "add": "+",
+    "delete": "-",
     "replace-route": "+",
     "delete-route": "-",
 }
@@ -83,6 +85,9 @@ def show_plan(result: dict[str, Any]) -> None:
 
 def _lines(steps: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     for step in steps:
+        if step["step"] == "edit-nft":
+            yield from ((SIGNS.get(line.partition(" ")[0], "~"), f"nft {line}") for line in step["commands"])
+            continue
         if step["step"] != "edit-table":
             yield SIGNS.get(step["step"], "~"), step["text"]
             continue

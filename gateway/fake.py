@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 from gateway.ports import LinksReading, Refused, Variant
-from rules.apply import Rejected, apply_edits
+from rules.apply import Rejected, apply_commands, apply_edits
 from rules.flows import Flow, FlowFilter
+from rules.nft import NftCommand, NftTable
 from rules.ruleset import BUILTIN, ChainEdit, ChainRef, Rules, Ruleset
 from rules.state import (
     AddAddress,
@@ -41,6 +42,7 @@ class FakeKernel:
     routes: dict[RouteKey, RouteEntry] = field(default_factory=dict)
     chains: dict[ChainRef, Rules] = field(default_factory=dict)
     conntrack: list[Flow] = field(default_factory=list)
+    nft: NftTable = field(default_factory=NftTable)
     faults: Fault | None = None
     writes: int = 0
 
@@ -139,6 +141,24 @@ class FakeLinks:
         via = ip_address(entry.via)
         if not any(via in ip_network(network) for network in on_link):
             raise Refused(str(step), "Network is unreachable", retryable=True)
+
+
+@dataclass
+class FakeNft:
+    """``Nft`` over a FakeKernel."""
+
+    kernel: FakeKernel
+
+    def read(self) -> NftTable:
+        return self.kernel.nft
+
+    def commit(self, commands: Sequence[NftCommand]) -> None:
+        step = "edit table ip kube-ovn"
+        self.kernel.step(step)
+        try:
+            self.kernel.nft = apply_commands(self.kernel.nft, commands)
+        except Rejected as error:
+            raise Refused(step, str(error), retryable=False) from error
 
 
 @dataclass

@@ -7,14 +7,14 @@ half-applied batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gateway.ports import Firewall, Flows, Links, Refused
-from rules.delta import delta, touched_tables, touches_links, undo
+from gateway.ports import Firewall, Flows, Links, Nft, Refused
+from rules.delta import delta, touched_tables, touches_links, touches_nft, undo
 from rules.desired import Facts, desired
 from rules.ruleset import Ruleset
 from rules.spec import GatewaySpec
-from rules.state import Actual, EditTable, LinkStep, Plan
+from rules.state import Actual, EditNft, EditTable, LinkStep, Plan
 
 TABLES = ("mangle", "nat")
 # One pass does it; a second one mends what the kernel itself changed on the way (routes that went with an address).
@@ -43,12 +43,13 @@ class Kernel:
     firewall: Firewall
     links: Links
     flows: Flows
+    nft: Nft
 
 
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     links = kernel.links.read()
-    return Actual(kernel.firewall.read(TABLES), links.links, links.addresses, links.routes)
+    return Actual(kernel.firewall.read(TABLES), links.links, links.addresses, links.routes, kernel.nft.read())
 
 
 def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
@@ -108,6 +109,9 @@ def _commit(kernel: Kernel, todo: Plan) -> None:
         if isinstance(step, EditTable):
             _flush(kernel, batch)
             kernel.firewall.edit(step.table, step.edits)
+        elif isinstance(step, EditNft):
+            _flush(kernel, batch)
+            kernel.nft.commit(step.commands)
         else:
             batch.append(step)
     _flush(kernel, batch)
@@ -125,7 +129,8 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
     if tables := touched_tables(touched):
         kept = {ref: rules for ref, rules in ruleset.chains.items() if ref.table not in tables}
         ruleset = Ruleset({**kept, **kernel.firewall.read(tables).chains})
+    nft = kernel.nft.read() if touches_nft(touched) else actual.nft
     if not touches_links(touched):
-        return Actual(ruleset, actual.links, actual.addresses, actual.routes)
+        return replace(actual, ruleset=ruleset, nft=nft)
     links = kernel.links.read()
-    return Actual(ruleset, links.links, links.addresses, links.routes)
+    return replace(actual, ruleset=ruleset, nft=nft, links=links.links, addresses=links.addresses, routes=links.routes)

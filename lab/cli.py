@@ -174,6 +174,9 @@ def _print_world(world: World, dry_run: bool) -> None:
         rules += [
             f"{d.name}: {d.eip}:{d.external_port}/{d.protocol} -> {d.internal}:{d.internal_port}" for d in gw.dnats
         ]
+        for s in gw.shares:
+            backends = ", ".join(f"{address}:{port}" for address, port in s.backends)
+            rules.append(f"{s.name}: {s.eip}:{s.external_port}/{s.protocol} -> {backends}")
         rules += [f"{s.name}: {s.cidr} -> {s.eip}" for s in gw.snats]
         net1 = str(gw.external or "none of its own")
         table.add_row(*map(escape, (gw.name, gw.vpc, str(gw.lan), net1, eips, "\n".join(rules))))

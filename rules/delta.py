@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 
+from rules import share
+from rules.nft import NftTable
 from rules.ruleset import (
     BUILTIN,
     AnyRule,
@@ -30,6 +32,7 @@ from rules.state import (
     DeleteAddress,
     DeleteRoute,
     Desired,
+    EditNft,
     EditTable,
     LinkStep,
     Plan,
@@ -54,8 +57,9 @@ def delta(desired: Desired, actual: Actual) -> Plan:
     arp = list(_arp(desired, actual))
     guard_first = not any(step.on for step in arp)
     nat, mangle = _table("nat", desired, actual), _table("mangle", desired, actual)
+    nft = _nft(desired, actual)
     links = [*_promote(desired, actual), *_addresses(desired, actual), *_routes(desired, actual)]
-    ordered = [mangle, nat, *links, *arp] if guard_first else [nat, *links, *arp, mangle]
+    ordered = [mangle, nat, nft, *links, *arp] if guard_first else [nat, nft, *links, *arp, mangle]
     return Plan(tuple(step for step in ordered if step is not None))
 
 
@@ -71,7 +75,12 @@ def touched_tables(plan: Plan) -> frozenset[str]:
 
 def touches_links(plan: Plan) -> bool:
     """Whether the plan has steps besides netfilter edits."""
-    return any(not isinstance(step, EditTable) for step in plan.steps)
+    return any(not isinstance(step, EditTable | EditNft) for step in plan.steps)
+
+
+def touches_nft(plan: Plan) -> bool:
+    """Whether the plan changes the table of share-type DNAT."""
+    return any(isinstance(step, EditNft) for step in plan.steps)
 
 
 def snapshot(plan: Plan, before: Actual) -> Desired:
@@ -86,6 +95,7 @@ def snapshot(plan: Plan, before: Actual) -> Desired:
     routes: dict[RouteKey, RouteEntry | None] = dict(before.routes) if touches_links(plan) else {}
     arp: dict[str, bool] = {}
     promote: dict[str, bool] = {}
+    nft: NftTable | None = before.nft if touches_nft(plan) else None
     for step in plan.steps:
         match step:
             case EditTable(_, edits):
@@ -99,7 +109,7 @@ def snapshot(plan: Plan, before: Actual) -> Desired:
                 arp[interface] = before.links[interface].arp
             case SetPromoteSecondaries(interface, _):
                 promote[interface] = before.links[interface].promote_secondaries
-    return Desired(chains, hooks, addresses, routes, arp, promote)
+    return Desired(chains, hooks, addresses, routes, arp, promote, nft)
 
 
 def _snapshot_edit(
@@ -114,6 +124,11 @@ def _snapshot_edit(
             hooks[edit.ref, edit.rule] = edit.rule in before.get(edit.ref, ())
     else:
         chains[edit.ref] = before.get(edit.ref)
+
+
+def _nft(desired: Desired, actual: Actual) -> EditNft | None:
+    commands = () if desired.nft is None else tuple(share.edits(desired.nft, actual.nft))
+    return EditNft(commands) if commands else None
 
 
 def _table(table: str, desired: Desired, actual: Actual) -> EditTable | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, ChainRef, Rule, Rules, Ruleset
 
 # Marks by which our own objects are known after a restart without memory.
@@ -44,7 +45,7 @@ class RouteEntry:
 
 @dataclass(frozen=True)
 class Desired:
-    """Statements about the kernel. None as a value means: is not there."""
+    """Statements about the kernel. None as a value means: is not there; for ``nft``: nothing is said."""
 
     chains: Mapping[ChainRef, Rules | None] = field(default_factory=dict)
     hooks: Mapping[tuple[ChainRef, Rule], bool] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Desired:
     routes: Mapping[RouteKey, RouteEntry | None] = field(default_factory=dict)
     arp: Mapping[str, bool] = field(default_factory=dict)
     promote_secondaries: Mapping[str, bool] = field(default_factory=dict)
+    nft: NftTable | None = None
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,16 @@ class LinkState:
 
 @dataclass(frozen=True)
 class Actual:
-    """One reading of the kernel: links by name, addresses (True: ours), main-table routes, netfilter chains."""
+    """One reading of the kernel.
+
+    Links by name, addresses (True: ours), main-table routes, netfilter chains, the table of share-type DNAT.
+    """
 
     ruleset: Ruleset = field(default_factory=Ruleset)
     links: Mapping[str, LinkState] = field(default_factory=dict)
     addresses: Mapping[AddressKey, bool] = field(default_factory=dict)
     routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
+    nft: NftTable = field(default_factory=NftTable)
 
 
 # Steps of a plan.
@@ -85,6 +91,13 @@ class EditTable:
 
     table: str
     edits: tuple[ChainEdit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EditNft:
+    """Commands for the table of share-type DNAT, committed as one."""
+
+    commands: tuple[NftCommand, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +139,7 @@ class SetPromoteSecondaries:
 
 
 LinkStep = AddAddress | DeleteAddress | ReplaceRoute | DeleteRoute | SetArp | SetPromoteSecondaries
-Step = EditTable | LinkStep
+Step = EditTable | EditNft | LinkStep
 
 
 @dataclass(frozen=True)

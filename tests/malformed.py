@@ -91,6 +91,7 @@ ADDS: dict[str, tuple[str, ...]] = {
     "eip-add": ("address",),
     "floating-ip-add": ("eip", "ip"),
     "dnat-add": ("eip", "port", "protocol", "ip", "port"),
+    "nft-dnat-map-add": ("eip", "port", "protocol", "backends"),
     "snat-add": ("eip", "cidr"),
 }
 """The fields that each verb needs; an empty one is as bad as any."""
@@ -101,6 +102,7 @@ DELETES: dict[str, tuple[str, ...]] = {
     "eip-del": ("address",),
     "floating-ip-del": ("eip",),
     "dnat-del": ("eip", "port", "protocol"),
+    "nft-dnat-map-del": ("eip", "port", "protocol"),
     "snat-del": ("eip", "cidr"),
 }
 """The fields that name what is to be deleted; where one is empty nothing is named, which is no error."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Interface
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -209,7 +210,27 @@ def _init(words: Sequence[str], context: Context) -> list[Command]:
     else:
         pair = _interfaces_of(context)
     init = _command(named[0] if named else "", "init", interfaces=pair or None)
-    return [init, *(_command(word, "subnet-route-add", **_exactly(word, ("cidr", "nextHopIP"))) for word in routes)]
+    return [init, *(_service_route(word) for word in routes)]
+
+
+def _service_route(word: str) -> Command:
+    """The route to the cluster's services. 1.12 joins their ranges and the subnet's gateways, of which a dual-stack
+    cluster has two each; its script has only ever taken the IPv4 ones."""
+    values = word.split(",")
+    for value in values:
+        if ":" in value and not _is_ipv6(value):
+            raise BadRequest(f"{word}: {value!r} is neither an IPv6 address nor a prefix")
+    return _command(
+        word, "subnet-route-add", **_exactly(",".join(v for v in values if ":" not in v), ("cidr", "nextHopIP"))
+    )
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Interface(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _interfaces_of(context: Context) -> dict[str, str]:

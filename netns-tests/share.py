@@ -20,7 +20,7 @@ Servers = Mapping[str, socket.socket]
 def reach(client: Host, to: Address, servers: Servers, source: str = "") -> tuple[str, Flow]:
     """Connect (or exchange the first datagram) and see which of the servers has it; TimeoutError if none does."""
     stream = next(iter(servers.values())).type == socket.SOCK_STREAM
-    near = client.socket(socket.AF_INET, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    near = client.open_socket(socket.AF_INET, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
     near.bind((source, 0))
     near.connect(to)
     return reach_again(near, servers)

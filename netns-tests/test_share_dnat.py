@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from share import Servers, listed, reach, reach_again, send, sticky, times
-from traffic import tcp
+from traffic import Flow, tcp
 from world import A1, A2, INTERNET, B, Gateway, World
 
 EIP = "192.168.0.60"
@@ -87,7 +87,7 @@ def test_a_backend_that_goes_keeps_its_connections_and_the_identity_takes_them_a
 ) -> None:
     gateway.verb("nft-dnat-map-add", f"{EIP},80,tcp,{TWO}")
     servers = backends(world)
-    flows = {}
+    flows: dict[str, Flow] = {}
     while set(flows) != {A2, B}:
         name, flow = reach(world.internet, (EIP, 80), servers)
         flows[name] = flow

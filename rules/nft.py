@@ -252,8 +252,8 @@ def table_text(table: NftTable) -> str:
 def parse(table: str, elements: str) -> NftTable:
     """What ``nft -j --terse list table`` and ``nft -j list map`` printed.
 
-    Two listings, because the whole one would also name every client that a backend remembers. Raises ValueError
-    for what nft does not print.
+    Two listings, because the whole one would also name every client that a backend remembers; where there are few
+    of these it may stand for both. Raises ValueError for what nft does not print.
     """
     chains: dict[str, list[NftRule]] = {}
     sets: list[str] = []
@@ -288,7 +288,7 @@ def _objects(text: str) -> Iterator[tuple[str, Any]]:
 
 def _elements(text: str) -> Iterator[tuple[ServiceKey, str]]:
     for kind, said in _objects(text):
-        for element in said.get("elem", ()) if kind == "map" else ():
+        for element in said.get("elem", ()) if (kind, said.get("name")) == ("map", MAP) else ():
             match element:
                 case [{"concat": [str(address), protocol, int(port)]}, verdict]:
                     yield ServiceKey(address, _protocol(protocol), port), _goto(verdict)

@@ -100,7 +100,7 @@ shared_dnats = _part(
 )
 
 
-def _either_or(fields: dict[str, Keyed[Any]]) -> dict[str, Keyed[Any]]:
+def _either_or(fields: dict[str, Any]) -> dict[str, Any]:
     """A port is mapped to one end or shared by several, not both."""
     shared = fields["shared_dnats"]
     return {**fields, "shared_dnats": Keyed(part for part in shared if part.key not in fields["dnats"])}

@@ -145,7 +145,7 @@ def test_the_text_for_people_holds_what_kube_ovns_tests_look_for() -> None:
 ADD = c.SharedDnatAdd(
     eip="192.168.0.20",
     external_port=80,
-    protocol="TCP",  # type: ignore[arg-type]
+    protocol="TCP",
     backends=(Backend(internal_ip="10.0.1.5", internal_port=80), Backend(internal_ip="10.0.1.6", internal_port=80)),
 )
 DEL = c.SharedDnatDel(eip="192.168.0.20", external_port=80, protocol="tcp")

@@ -80,7 +80,7 @@ class Player:
             case "-":
                 self._model.remove(line.words)
             case "$":
-                self.gateway.run(*re.sub("^iptables", f"iptables-{self._variant}", line.text).split())
+                self.gateway.run(*re.sub("^iptables ", f"iptables-{self._variant} ", line.text).split())
             case "@":
                 self._happen(line.text)
 

@@ -24,6 +24,7 @@ from rules.state import (
     SetPromoteSecondaries,
     Step,
 )
+from rules.tc import DeleteTc, SetTc, tc_text
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -84,7 +85,17 @@ class SwitchStep(Part):
     text: str
 
 
-StepModel = Annotated[EditTableStep | EditNftStep | AddressStep | RouteStep | SwitchStep, Field(discriminator="step")]
+class TcModel(Part):
+    """An object of traffic control comes or changes, or goes: a qdisc, a class, a filter, an ifb device."""
+
+    step: Literal["set-tc", "delete-tc"]
+    interface: str
+    text: str
+
+
+StepModel = Annotated[
+    EditTableStep | EditNftStep | AddressStep | RouteStep | SwitchStep | TcModel, Field(discriminator="step")
+]
 
 
 class PlanModel(Part):
@@ -191,6 +202,9 @@ def _step(step: Step) -> StepModel:  # noqa: PLR0911 -- one line a step
         case SetPromoteSecondaries(interface, on):
             text = f"sysctl -w net/ipv4/conf/{interface}/promote_secondaries={on:d}"
             return SwitchStep(step="set-promote-secondaries", interface=interface, on=on, text=text)
+        case SetTc() | DeleteTc():
+            kind: Literal["set-tc", "delete-tc"] = "set-tc" if isinstance(step, SetTc) else "delete-tc"
+            return TcModel(step=kind, interface=step.key.device, text=tc_text(step))
 
 
 def _route(step: ReplaceRoute | DeleteRoute) -> RouteStep:

@@ -25,6 +25,7 @@ SIGNS = {
     "delete": "-",
     "replace-route": "+",
     "delete-route": "-",
+    "delete-tc": "-",
 }
 
 

@@ -29,6 +29,7 @@ from rules.state import (
     SetArp,
     SetPromoteSecondaries,
 )
+from rules.tc import IfbKey, Objects, TcStep, apply_tc, tc_text
 
 Fault = Callable[[str], None]
 
@@ -43,6 +44,7 @@ class FakeKernel:
     chains: dict[ChainRef, Rules] = field(default_factory=dict)
     conntrack: list[Flow] = field(default_factory=list)
     nft: NftTable = field(default_factory=NftTable)
+    tc: Objects = field(default_factory=dict)
     faults: Fault | None = None
     writes: int = 0
 
@@ -159,6 +161,27 @@ class FakeNft:
             self.kernel.nft = apply_commands(self.kernel.nft, commands)
         except Rejected as error:
             raise Refused(step, str(error), retryable=False) from error
+
+
+@dataclass
+class FakeShaper:
+    """``Shaper`` over a FakeKernel."""
+
+    kernel: FakeKernel
+
+    def read(self) -> Objects:
+        return dict(self.kernel.tc)
+
+    def commit(self, steps: Sequence[TcStep]) -> None:
+        for step in steps:
+            self.kernel.step(tc_text(step))
+            devices = {*self.kernel.links, *(key.device for key in self.kernel.tc if isinstance(key, IfbKey))}
+            if step.key.device not in devices and not isinstance(step.key, IfbKey):
+                raise Refused(tc_text(step), "No such device", retryable=True)
+            try:
+                self.kernel.tc = apply_tc(self.kernel.tc, step)
+            except ValueError as error:
+                raise Refused(tc_text(step), str(error), retryable=False) from error
 
 
 @dataclass

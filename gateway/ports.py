@@ -14,6 +14,7 @@ from rules.flows import Flow, FlowFilter
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import AddressKey, LinkState, LinkStep, RouteEntry, RouteKey
+from rules.tc import Objects, TcStep
 
 
 class Refused(Exception):
@@ -66,6 +67,18 @@ class Links(Protocol):
         ...
 
     def commit(self, steps: Sequence[LinkStep]) -> None:
+        """Apply the steps in order; raises Refused at the first one the kernel refuses (earlier ones stand)."""
+        ...
+
+
+class Shaper(Protocol):
+    """Bandwidth limits: our trees of HTB classes and the filters that lead to them."""
+
+    def read(self) -> Objects:
+        """Every tree that is ours (or Kube-OVN's script's), the redirections to them and the ifb devices."""
+        ...
+
+    def commit(self, steps: Sequence[TcStep]) -> None:
         """Apply the steps in order; raises Refused at the first one the kernel refuses (earlier ones stand)."""
         ...
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gateway.ports import Firewall, Flows, Links, Nft, Refused
-from rules.delta import delta, touched_tables, touches_links, touches_nft, undo
+from gateway.ports import Firewall, Flows, Links, Nft, Refused, Shaper
+from rules.delta import delta, touched_tables, touches_links, touches_nft, touches_tc, undo
 from rules.desired import Facts, desired
+from rules.qos import Unshapeable, interfaces_of
 from rules.ruleset import Ruleset
 from rules.spec import GatewaySpec
 from rules.state import Actual, EditNft, EditTable, LinkStep, Plan
+from rules.tc import TcStep
 
 TABLES = ("mangle", "nat")
 # One pass does it; a second one mends what the kernel itself changed on the way (routes that went with an address).
@@ -44,20 +46,27 @@ class Kernel:
     links: Links
     flows: Flows
     nft: Nft
+    shaper: Shaper
 
 
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     links = kernel.links.read()
-    return Actual(kernel.firewall.read(TABLES), links.links, links.addresses, links.routes, kernel.nft.read())
+    ruleset = kernel.firewall.read(TABLES)
+    nft, tc = kernel.nft.read(), kernel.shaper.read()
+    return Actual(ruleset, links.links, links.addresses, links.routes, nft, tc)
 
 
 def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
-    for name in (spec.interfaces.vpc, spec.interfaces.external):
+    sides = (spec.interfaces.vpc, spec.interfaces.external) if spec.initialized else ()
+    for name in (*sides, *sorted(interfaces_of(spec))):
         if name not in actual.links:
             raise Refused(f"interface {name}", "no such interface", retryable=True)
-    return delta(desired(spec, facts, actual), actual)
+    try:
+        return delta(desired(spec, facts, actual), actual)
+    except Unshapeable as error:
+        raise Refused("bandwidth limits", str(error), retryable=False) from error
 
 
 def apply(kernel: Kernel, spec: GatewaySpec, facts: Facts) -> Plan:
@@ -103,24 +112,36 @@ def _revert(kernel: Kernel, done: Plan, before: Actual, cause: Exception) -> Non
 
 
 def _commit(kernel: Kernel, todo: Plan) -> None:
-    """Carry the steps out in order; neighbouring link steps go as one batch."""
+    """Carry the steps out in order; neighbouring steps of one port go as one batch."""
     batch: list[LinkStep] = []
+    limits: list[TcStep] = []
     for step in todo.steps:
-        if isinstance(step, EditTable):
+        if not isinstance(step, LinkStep):
             _flush(kernel, batch)
+        if not isinstance(step, TcStep):
+            _shape(kernel, limits)
+        if isinstance(step, EditTable):
             kernel.firewall.edit(step.table, step.edits)
         elif isinstance(step, EditNft):
-            _flush(kernel, batch)
             kernel.nft.commit(step.commands)
+        elif isinstance(step, TcStep):
+            limits.append(step)
         else:
             batch.append(step)
     _flush(kernel, batch)
+    _shape(kernel, limits)
 
 
 def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
     if batch:
         kernel.links.commit(tuple(batch))
         batch.clear()
+
+
+def _shape(kernel: Kernel, steps: list[TcStep]) -> None:
+    if steps:
+        kernel.shaper.commit(tuple(steps))
+        steps.clear()
 
 
 def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
@@ -130,7 +151,9 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
         kept = {ref: rules for ref, rules in ruleset.chains.items() if ref.table not in tables}
         ruleset = Ruleset({**kept, **kernel.firewall.read(tables).chains})
     nft = kernel.nft.read() if touches_nft(touched) else actual.nft
+    tc = kernel.shaper.read() if touches_tc(touched) else actual.tc
+    read = replace(actual, ruleset=ruleset, nft=nft, tc=tc)
     if not touches_links(touched):
-        return replace(actual, ruleset=ruleset, nft=nft)
+        return read
     links = kernel.links.read()
-    return replace(actual, ruleset=ruleset, nft=nft, links=links.links, addresses=links.addresses, routes=links.routes)
+    return replace(read, links=links.links, addresses=links.addresses, routes=links.routes)

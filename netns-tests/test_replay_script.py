@@ -130,6 +130,7 @@ def test_the_transcript_is_sound(release: Release) -> None:
     model = Model(own="192.168.0.11/24", gateway="192.168.0.1")
     model.new_pod()
     for step in transcript(release):
+        assert step.calls
         for line in step.lines:
             if (line.kind, line.text) == ("@", "new pod"):
                 model.new_pod()

@@ -60,6 +60,7 @@ from rules.state import (
     SetPromoteSecondaries,
     Step,
 )
+from rules.tc import TcStep, apply_tc, tc_text
 
 Chains = Mapping[ChainRef, Rules]
 K = TypeVar("K")
@@ -81,6 +82,11 @@ def apply_step(actual: Actual, step: Step) -> Actual:
         return replace(actual, ruleset=Ruleset(apply_edits(step.table, actual.ruleset.chains, step.edits)))
     if isinstance(step, EditNft):
         return replace(actual, nft=apply_commands(actual.nft, step.commands))
+    if isinstance(step, TcStep):
+        try:
+            return replace(actual, tc=apply_tc(actual.tc, step))
+        except ValueError as error:
+            raise Rejected(f"{tc_text(step)}: {error}") from error
     return _apply_link_step(actual, step)
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, ChainRef, Rule, Rules, Ruleset
+from rules.tc import Objects, Statements, TcStep
 
 # Marks by which our own objects are known after a restart without memory.
 ROUTE_PROTOCOL = 223  # rtm_protocol; unassigned in iproute2's rt_protos
@@ -54,6 +55,7 @@ class Desired:
     arp: Mapping[str, bool] = field(default_factory=dict)
     promote_secondaries: Mapping[str, bool] = field(default_factory=dict)
     nft: NftTable | None = None
+    tc: Statements = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Actual:
     addresses: Mapping[AddressKey, bool] = field(default_factory=dict)
     routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
     nft: NftTable = field(default_factory=NftTable)
+    tc: Objects = field(default_factory=dict)
 
 
 # Steps of a plan.
@@ -139,7 +142,7 @@ class SetPromoteSecondaries:
 
 
 LinkStep = AddAddress | DeleteAddress | ReplaceRoute | DeleteRoute | SetArp | SetPromoteSecondaries
-Step = EditTable | EditNft | LinkStep
+Step = EditTable | EditNft | LinkStep | TcStep
 
 
 @dataclass(frozen=True)

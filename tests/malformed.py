@@ -39,9 +39,11 @@ HOSTILE = (
     "1e3",
     "nan",
     "x" * 5000,
-    "9" * 5000,
 )
 """Good for no field at all."""
+
+NAMES = ("0x50", "1e3", "nan")
+"""Of these, what an interface may well be called."""
 
 _IPV4 = (
     *("256.1.1.1", "1.2.3", "1.2.3.4.5", "1.2.3.04", "0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"),
@@ -58,7 +60,8 @@ _IPV4 = (
 )
 _LENGTHS = ("/33", "/-1", "/", f"/{wide('24')}", "/24/24", "/24 ", "/x", "/+8", "/;reboot")
 _CIDR = ("256.0.0.0/8", "10.0.2/24", "10.0.2.0.0/24", "fd00::/129", *(f"10.0.2.0{length}" for length in _LENGTHS))
-_PORT = ("0", "65536", "-1", "+80", " 80", "80 ", "80.0", "8_0", wide("80"), "http", "99999999999999999999")
+_MANY = "9" * 5000
+_PORT = ("0", _MANY, "65536", "-1", "+80", " 80", "80 ", "80.0", "8_0", wide("80"), "http", "99999999999999999999")
 
 # For each kind of field a good value, and what is bad in its place (an empty value is, too).
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -78,6 +81,14 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
             *(f"{ip}:80" for ip in _IPV4),
         ),
     ),
+    "direction": ("egress", ("Egress", "both", "egress ")),
+    "priority": ("2", ("-1", _MANY, "65536", "x", "1.5", "+1", " 1", wide("1"))),
+    "classifier": ("u32", ("u16", "U32", "basic", "matchall;")),
+    "match": ("ip", ("ipv6", "IP", "mac")),
+    "side": ("dst", ("sport", "DST", "dst ", "dst 10.0.0.0/8")),
+    "rate": ("10", ("0", "-1", "10mbit", "1e3", "inf", _MANY, ".5", "5.", "1,5", "99999999999", wide("10"))),
+    "burst": ("10", ("-1", "10MB", "1e3", "inf", _MANY, ".5", "99999999999", wide("10"))),
+    "old priority": ("2", ("-1", "x", "1.5", "+1", " 1", wide("1"))),
     "interface": (
         "net1",
         ("abcdefghijklmnop", "net1;x", "net 1", "net1\n", f"{wide('net')}1", "..", "-x", "net1,net1"),
@@ -93,6 +104,9 @@ ADDS: dict[str, tuple[str, ...]] = {
     "dnat-add": ("eip", "port", "protocol", "ip", "port"),
     "nft-dnat-map-add": ("eip", "port", "protocol", "backends"),
     "snat-add": ("eip", "cidr"),
+    "eip-ingress-qos-add": ("eip", "priority", "rate", "burst"),
+    "eip-egress-qos-add": ("eip", "priority", "rate", "burst"),
+    "qos-add": ("direction", "interface", "priority", "classifier", "match", "side", "cidr", "rate", "burst"),
 }
 """The fields that each verb needs; an empty one is as bad as any."""
 
@@ -104,6 +118,9 @@ DELETES: dict[str, tuple[str, ...]] = {
     "dnat-del": ("eip", "port", "protocol"),
     "nft-dnat-map-del": ("eip", "port", "protocol"),
     "snat-del": ("eip", "cidr"),
+    "eip-ingress-qos-del": ("eip",),
+    "eip-egress-qos-del": ("eip",),
+    "qos-del": ("direction", "interface", "old priority", "classifier", "match", "side", "prefix"),
 }
 """The fields that name what is to be deleted; where one is empty nothing is named, which is no error."""
 
@@ -123,9 +140,15 @@ def _spoiled(verb: str) -> st.SearchStrategy[str]:
     def with_field(index: int, value: str) -> str:
         return ",".join([*good[:index], value, *good[index + 1 :]])
 
-    bad = [with_field(i, value) for i, kind in enumerate(kinds) for value in (*KINDS[kind][1], *HOSTILE)]
+    bad = [
+        with_field(i, value)
+        for i, kind in enumerate(kinds)
+        for value in (*KINDS[kind][1], *HOSTILE)
+        if kind != "interface" or value not in NAMES
+    ]
     if verb in ADDS:
-        bad += [with_field(i, "") for i in range(len(kinds)) if good != [""]]
+        # Up to 1.16 a limit's interface may be empty: there is a usual one.
+        bad += [with_field(i, "") for i in range(len(kinds)) if (verb, kinds[i]) != ("qos-add", "interface")]
     bad += [",".join(good[:count]) for count in range(1, len(kinds))]
     bad += [",".join([*good, *["1"] * surplus]) for surplus in (6, 500)]
     return st.sampled_from(bad)

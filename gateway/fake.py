@@ -8,26 +8,30 @@ table edit is all or nothing. ``faults`` injects failures between any two kernel
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
 from gateway.ports import LinksReading, Refused, Variant
-from rules.apply import Rejected, apply_commands, apply_edits
+from rules.apply import Rejected, apply_commands, apply_edits, switched
 from rules.flows import Flow, FlowFilter
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import BUILTIN, ChainEdit, ChainRef, Rules, Ruleset
 from rules.state import (
     AddAddress,
+    AddPolicyRule,
     AddressKey,
     DeleteAddress,
+    DeletePolicyRule,
     DeleteRoute,
     LinkState,
     LinkStep,
+    PolicyRule,
     ReplaceRoute,
     RouteEntry,
     RouteKey,
     SetArp,
     SetPromoteSecondaries,
+    SetUp,
 )
 from rules.tc import IfbKey, Objects, TcStep, apply_tc, tc_text
 
@@ -42,6 +46,7 @@ class FakeKernel:
     addresses: dict[AddressKey, bool] = field(default_factory=dict)
     routes: dict[RouteKey, RouteEntry] = field(default_factory=dict)
     chains: dict[ChainRef, Rules] = field(default_factory=dict)
+    policy_rules: set[PolicyRule] = field(default_factory=set)
     conntrack: list[Flow] = field(default_factory=list)
     nft: NftTable = field(default_factory=NftTable)
     tc: Objects = field(default_factory=dict)
@@ -96,7 +101,9 @@ class FakeLinks:
     kernel: FakeKernel
 
     def read(self) -> LinksReading:
-        return LinksReading(dict(self.kernel.links), dict(self.kernel.addresses), dict(self.kernel.routes))
+        kernel = self.kernel
+        rules = frozenset(kernel.policy_rules)
+        return LinksReading(dict(kernel.links), dict(kernel.addresses), dict(kernel.routes), rules)
 
     def commit(self, steps: Sequence[LinkStep]) -> None:
         for step in steps:
@@ -111,15 +118,22 @@ class FakeLinks:
             case DeleteAddress(key):
                 self._delete_address(key)
             case ReplaceRoute(key, entry):
-                self._link(entry.interface, step)
+                if not self._link(entry.interface, step).up:
+                    raise Refused(str(step), "Network is down", retryable=True)
                 self._reachable(entry, step)
                 self.kernel.routes[key] = entry
             case DeleteRoute(key, _):
                 self.kernel.routes.pop(key, None)
-            case SetArp(interface, on):
-                self.kernel.links[interface] = replace(self._link(interface, step), arp=on)
-            case SetPromoteSecondaries(interface, on):
-                self.kernel.links[interface] = replace(self._link(interface, step), promote_secondaries=on)
+            case AddPolicyRule(rule):
+                self._link(rule.interface, step)
+                self.kernel.policy_rules.add(rule)
+            case DeletePolicyRule(rule):
+                self.kernel.policy_rules.discard(rule)
+            case SetArp(interface) | SetPromoteSecondaries(interface) | SetUp(interface):
+                self.kernel.links[interface] = switched(self._link(interface, step), step)
+                if step == SetUp(interface, False):
+                    routes = self.kernel.routes.items()
+                    self.kernel.routes = {key: entry for key, entry in routes if entry.interface != interface}
 
     def _link(self, name: str, step: LinkStep) -> LinkState:
         if name not in self.kernel.links:

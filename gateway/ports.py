@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from rules.flows import Flow, FlowFilter
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
-from rules.state import AddressKey, LinkState, LinkStep, RouteEntry, RouteKey
+from rules.state import AddressKey, LinkState, LinkStep, PolicyRule, RouteEntry, RouteKey
 from rules.tc import Objects, TcStep
 
 
@@ -52,11 +52,15 @@ class Firewall(Protocol):
 
 @dataclass(frozen=True)
 class LinksReading:
-    """Links by name, IPv4 addresses (True: ours), routes of the main table (IPv4 and IPv6, metric 0 only)."""
+    """Links by name, IPv4 addresses (True: ours), routes (metric 0 only), and the rules ``iif … lookup …`` (IPv4).
+
+    Routes are those of the main table (IPv4 and IPv6) and of the load balancer's (IPv4).
+    """
 
     links: Mapping[str, LinkState]
     addresses: Mapping[AddressKey, bool]
     routes: Mapping[RouteKey, RouteEntry]
+    policy_rules: frozenset[PolicyRule] = frozenset()
 
 
 class Links(Protocol):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gateway.ports import Firewall, Flows, Links, Nft, Refused, Shaper
+from gateway.ports import Firewall, Flows, Links, LinksReading, Nft, Refused, Shaper
+from rules.appliance import Spec, desired
 from rules.delta import delta, touched_tables, touches_links, touches_nft, touches_tc, undo
-from rules.desired import Facts, desired
+from rules.desired import Facts
 from rules.qos import Unshapeable, interfaces_of
 from rules.ruleset import Ruleset
 from rules.spec import GatewaySpec
@@ -52,15 +53,21 @@ class Kernel:
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     links = kernel.links.read()
-    ruleset = kernel.firewall.read(TABLES)
-    nft, tc = kernel.nft.read(), kernel.shaper.read()
-    return Actual(ruleset, links.links, links.addresses, links.routes, nft, tc)
+    actual = Actual(kernel.firewall.read(TABLES), nft=kernel.nft.read(), tc=kernel.shaper.read())
+    return _with_links(actual, links)
 
 
-def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
+def _with_links(actual: Actual, read: LinksReading) -> Actual:
+    return replace(
+        actual, links=read.links, addresses=read.addresses, routes=read.routes, policy_rules=read.policy_rules
+    )
+
+
+def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
     sides = (spec.interfaces.vpc, spec.interfaces.external) if spec.initialized else ()
-    for name in (*sides, *sorted(interfaces_of(spec))):
+    shaped = interfaces_of(spec) if isinstance(spec, GatewaySpec) else ()
+    for name in (*sides, *sorted(shaped)):
         if name not in actual.links:
             raise Refused(f"interface {name}", "no such interface", retryable=True)
     try:
@@ -69,7 +76,7 @@ def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
         raise Refused("bandwidth limits", str(error), retryable=False) from error
 
 
-def apply(kernel: Kernel, spec: GatewaySpec, facts: Facts) -> Plan:
+def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Plan:
     """Make the kernel equal ``spec``; returns what was done (empty if nothing was to do).
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
@@ -84,7 +91,7 @@ def apply(kernel: Kernel, spec: GatewaySpec, facts: Facts) -> Plan:
     return done
 
 
-def _converge(kernel: Kernel, spec: GatewaySpec, facts: Facts, before: Actual, first: Plan) -> None:
+def _converge(kernel: Kernel, spec: Spec, facts: Facts, before: Actual, first: Plan) -> None:
     left, actual = first, before
     for _ in range(PASSES):
         if not left:
@@ -155,5 +162,4 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
     read = replace(actual, ruleset=ruleset, nft=nft, tc=tc)
     if not touches_links(touched):
         return read
-    links = kernel.links.read()
-    return replace(read, links=links.links, addresses=links.addresses, routes=links.routes)
+    return _with_links(read, kernel.links.read())

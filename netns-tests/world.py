@@ -179,6 +179,8 @@ class Gateway(Host):
     whoever gave it.
     """
 
+    script = SCRIPT
+
     def __init__(
         self,
         world: World,
@@ -245,7 +247,7 @@ class Gateway(Host):
 
     def exec(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """One call of the script as a controller makes it, with pipes; it may fail."""
-        return self.exec_argv(("bash", str(SCRIPT), *words), self._environment | environment)
+        return self.exec_argv(("bash", str(self.script), *words), self._environment | environment)
 
     def exec_argv(self, argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         """What an exec into the pod runs, with the environment that the pod has."""

@@ -38,6 +38,7 @@ from rules.ruleset import (
     Foreign,
     InsertRule,
     Jump,
+    Masquerade,
     NewChain,
     ReplaceRules,
     Rule,
@@ -49,16 +50,21 @@ from rules.share import leads_to, remembers_in
 from rules.state import (
     Actual,
     AddAddress,
+    AddPolicyRule,
     DeleteAddress,
+    DeletePolicyRule,
     DeleteRoute,
     EditNft,
     EditTable,
+    LinkState,
     LinkStep,
     Plan,
     ReplaceRoute,
     SetArp,
     SetPromoteSecondaries,
+    SetUp,
     Step,
+    Switch,
 )
 from rules.tc import TcStep, apply_tc, tc_text
 
@@ -90,7 +96,7 @@ def apply_step(actual: Actual, step: Step) -> Actual:
     return _apply_link_step(actual, step)
 
 
-def _apply_link_step(actual: Actual, step: LinkStep) -> Actual:
+def _apply_link_step(actual: Actual, step: LinkStep) -> Actual:  # noqa: PLR0911 -- one a step
     match step:
         case AddAddress(address):
             _need(address.interface in actual.links, step, "Cannot find device")
@@ -105,11 +111,27 @@ def _apply_link_step(actual: Actual, step: LinkStep) -> Actual:
         case DeleteRoute(route, entry):
             _need(actual.routes.get(route) == entry, step, "No such process")
             return replace(actual, routes=_without(actual.routes, route))
-        case SetArp(name, on) | SetPromoteSecondaries(name, on):
+        case AddPolicyRule(rule):
+            _need(rule.interface in actual.links, step, "Cannot find device")
+            _need(rule not in actual.policy_rules, step, "File exists")
+            return replace(actual, policy_rules=actual.policy_rules | {rule})
+        case DeletePolicyRule(rule):
+            _need(rule in actual.policy_rules, step, "No such file or directory")
+            return replace(actual, policy_rules=actual.policy_rules - {rule})
+        case SetArp(name) | SetPromoteSecondaries(name) | SetUp(name):
             _need(name in actual.links, step, "Cannot find device")
-            link = actual.links[name]
-            link = replace(link, arp=on) if isinstance(step, SetArp) else replace(link, promote_secondaries=on)
-            return replace(actual, links={**actual.links, name: link})
+            return replace(actual, links={**actual.links, name: switched(actual.links[name], step)})
+
+
+def switched(link: LinkState, step: Switch) -> LinkState:
+    """The link with one of its flags set."""
+    match step:
+        case SetArp(_, on):
+            return replace(link, arp=on)
+        case SetPromoteSecondaries(_, on):
+            return replace(link, promote_secondaries=on)
+        case SetUp(_, on):
+            return replace(link, up=on)
 
 
 def apply_edits(table: str, chains: Chains, edits: Iterable[ChainEdit]) -> dict[ChainRef, Rules]:
@@ -181,7 +203,7 @@ def _check_rule(chains: Chains, ref: ChainRef, rule: AnyRule) -> None:
         case Jump(chain):
             known = ChainRef(ref.table, chain) in chains and chain not in BUILTIN[ref.table]
             _need(known, rule, "No chain/target/match by that name.")
-        case Dnat() | Snat():
+        case Dnat() | Snat() | Masquerade():
             _need(ref.table == "nat", rule, "only valid in the nat table")
         case Drop():
             _need(ref.table != "nat", rule, "The nat table is not intended for filtering")

@@ -28,19 +28,23 @@ from rules.ruleset import (
 from rules.state import (
     Actual,
     AddAddress,
+    AddPolicyRule,
     AddressKey,
     DeleteAddress,
+    DeletePolicyRule,
     DeleteRoute,
     Desired,
     EditNft,
     EditTable,
     LinkStep,
     Plan,
+    PolicyRule,
     ReplaceRoute,
     RouteEntry,
     RouteKey,
     SetArp,
     SetPromoteSecondaries,
+    SetUp,
     Step,
 )
 
@@ -51,14 +55,21 @@ REWRITE_ABOVE = 500
 def delta(desired: Desired, actual: Actual) -> Plan:
     """What must happen for every statement of ``desired`` to hold; empty when all do.
 
-    Order: the guard before ARP goes off and after it comes on; promote_secondaries before addresses go;
-    translation rules before the addresses that attract packets, and those before routes and announcements.
+    Order: the guard before ARP goes off and after it comes on; promote_secondaries before addresses go; a link up
+    before what needs it; translation rules before the addresses that attract packets, and those before routes and
+    announcements.
     """
     arp = list(_arp(desired, actual))
     guard_first = not any(step.on for step in arp)
     nat, mangle = _table("nat", desired, actual), _table("mangle", desired, actual)
     nft = _nft(desired, actual)
-    links = [*_promote(desired, actual), *_addresses(desired, actual), *_routes(desired, actual)]
+    links = [
+        *_promote(desired, actual),
+        *_up(desired, actual),
+        *_addresses(desired, actual),
+        *_routes(desired, actual),
+        *_policy_rules(desired, actual),
+    ]
     ordered = [mangle, nat, nft, *links, *arp] if guard_first else [nat, nft, *links, *arp, mangle]
     middle = (step for step in ordered if step is not None)
     # A limit comes before the traffic that it is for, and goes after it.
@@ -103,6 +114,8 @@ def snapshot(plan: Plan, before: Actual) -> Desired:
     arp: dict[str, bool] = {}
     promote: dict[str, bool] = {}
     nft: NftTable | None = before.nft if touches_nft(plan) else None
+    up: dict[str, bool] = {}
+    policy_rules: dict[PolicyRule, bool] = {}
     for step in plan.steps:
         match step:
             case EditTable(_, edits):
@@ -116,8 +129,12 @@ def snapshot(plan: Plan, before: Actual) -> Desired:
                 arp[interface] = before.links[interface].arp
             case SetPromoteSecondaries(interface, _):
                 promote[interface] = before.links[interface].promote_secondaries
+            case SetUp(interface, _):
+                up[interface] = before.links[interface].up
+            case AddPolicyRule(rule) | DeletePolicyRule(rule):
+                policy_rules[rule] = rule in before.policy_rules
     limits = tc.snapshot((step for step in plan.steps if isinstance(step, tc.TcStep)), before.tc)
-    return Desired(chains, hooks, addresses, routes, arp, promote, nft, limits)
+    return Desired(chains, hooks, addresses, routes, arp, promote, nft, up, policy_rules, limits)
 
 
 def _snapshot_edit(
@@ -164,18 +181,21 @@ def _target(rule: AnyRule) -> object:
 
 
 def _hook(table: str, desired: Desired, have: Mapping[ChainRef, Rules]) -> Iterator[ChainEdit]:
-    added: dict[ChainRef, int] = {}
+    length: dict[ChainRef, int] = {}  # by now: without what was unhooked, with what is hooked here
     for (ref, rule), present in desired.hooks.items():
         if ref.table == table and present and rule not in have.get(ref, ()):
-            length = len(have.get(ref, ())) + added.setdefault(ref, 0)
-            added[ref] += 1
-            yield InsertRule(ref, length, rule)
+            if ref not in length:
+                gone = {rule for (other, rule), there in desired.hooks.items() if other == ref and not there}
+                length[ref] = sum(standing not in gone for standing in have.get(ref, ()))
+            yield InsertRule(ref, length[ref], rule)
+            length[ref] += 1
 
 
 def _unhook(table: str, desired: Desired, have: Mapping[ChainRef, Rules]) -> Iterator[ChainEdit]:
+    left: dict[ChainRef, list[AnyRule]] = {}
     for (ref, rule), present in desired.hooks.items():
         if ref.table == table and not present:
-            standing = list(have.get(ref, ()))
+            standing = left.setdefault(ref, list(have.get(ref, ())))
             while rule in standing:
                 index = standing.index(rule)
                 del standing[index]
@@ -238,3 +258,16 @@ def _promote(desired: Desired, actual: Actual) -> Iterator[Step]:
         link = actual.links.get(interface)
         if link is None or link.promote_secondaries != on:
             yield SetPromoteSecondaries(interface, on)
+
+
+def _up(desired: Desired, actual: Actual) -> Iterator[SetUp]:
+    for interface, on in desired.up.items():
+        link = actual.links.get(interface)
+        if link is None or link.up != on:
+            yield SetUp(interface, on)
+
+
+def _policy_rules(desired: Desired, actual: Actual) -> Iterator[LinkStep]:
+    for rule, present in desired.policy_rules.items():
+        if present != (rule in actual.policy_rules):
+            yield AddPolicyRule(rule) if present else DeletePolicyRule(rule)

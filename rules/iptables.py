@@ -27,6 +27,7 @@ from rules.ruleset import (
     InsertRule,
     Jump,
     Mark,
+    Masquerade,
     Match,
     NewChain,
     OutInterface,
@@ -56,7 +57,7 @@ _NAME = rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{CHAIN_NAME_MAX - 1}}}"
 # iptables-save prints -s -d -i -o -p first and the modules after them; ours stand in this one order.
 _RULE = re.compile(
     rf"(?:-s ({_PREFIX}) )?(?:-d ({_PREFIX}) )?(?:-i ({_INTERFACE}) )?(?:-o ({_INTERFACE}) )?"
-    rf"(?:-p (tcp|udp) -m \5 --dport ({_PORT}) )?"
+    rf"(?:-p (tcp|udp|sctp) -m \5 --dport ({_PORT}) )?"
     rf"(?:-m mark --mark ({_HEX})(?:/(?!0xf{{8}} )({_HEX}))? )?"
     rf"(?:-m conntrack --ctstate (DNAT) --ctorigdst ({_ADDRESS}) )?"
     rf"-j (?:DNAT --to-destination ({_ADDRESS})(?::({_PORT}))?"
@@ -73,7 +74,7 @@ _EXTENSIONS = {
     *("ACCEPT", "RETURN", "QUEUE", "AUDIT", "CHECKSUM", "CLASSIFY", "CT", "DNAT", "ECN", "LOG", "MARK", "MASQUERADE"),
     *("NFLOG", "NFQUEUE", "NOTRACK", "REDIRECT", "REJECT", "SNAT", "SYNPROXY", "TRACE"),
 }
-_DROP = Drop()
+_BARE: dict[str, Target] = {"DROP": Drop(), "MASQUERADE": Masquerade()}
 
 
 def render_rule(rule: AnyRule) -> str:
@@ -118,6 +119,8 @@ def _target(target: Target) -> str:
             return f"-j DNAT --to-destination {address}" + ("" if port is None else f":{port}")
         case Snat(address, random_fully):
             return f"-j SNAT --to-source {address}" + (" --random-fully" if random_fully else "")
+        case Masquerade():
+            return "-j MASQUERADE"
         case SetMark(value, mask):
             return f"-j MARK --set-xmark {value:#x}/{mask:#x}"
         case Drop():
@@ -166,9 +169,7 @@ def _parse_target(groups: list[str]) -> Target | None:
         return Snat(snat, random_fully is not None)
     if xmark:
         return SetMark(int(xmark, 16), int(mask, 16))
-    if name == "DROP":
-        return _DROP
-    return None if name in _EXTENSIONS else Jump(name)
+    return _BARE.get(name) or (None if name in _EXTENSIONS else Jump(name))
 
 
 def parse_save(text: str) -> Ruleset:

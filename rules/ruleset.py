@@ -41,7 +41,7 @@ class OutInterface:
 
 @dataclass(frozen=True, slots=True)
 class DestinationPort:
-    """``-p tcp -m tcp --dport 80``: protocol (tcp or udp) and destination port."""
+    """``-p tcp -m tcp --dport 80``: protocol (tcp, udp or sctp) and destination port."""
 
     protocol: str
     port: int
@@ -90,6 +90,11 @@ class Snat:
 
 
 @dataclass(frozen=True, slots=True)
+class Masquerade:
+    """``-j MASQUERADE``: the address of the interface by which a packet leaves becomes its source."""
+
+
+@dataclass(frozen=True, slots=True)
 class SetMark:
     """``-j MARK --set-xmark value/mask``: mark = (mark & ~mask) ^ value."""
 
@@ -102,7 +107,7 @@ class Drop:
     """``-j DROP``: the packet ends here."""
 
 
-Target = Jump | Dnat | Snat | SetMark | Drop
+Target = Jump | Dnat | Snat | Masquerade | SetMark | Drop
 
 
 @dataclass(frozen=True, slots=True)

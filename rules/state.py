@@ -20,6 +20,10 @@ ROUTE_PROTOCOL = 223  # rtm_protocol; unassigned in iproute2's rt_protos
 ADDRESS_PROTOCOL = 223  # IFA_PROTO, kernels >= 5.18
 ADDRESS_LABEL_SUFFIX = ":eip"  # IFA_LABEL, every kernel, where the interface name leaves room
 
+# Routing tables by number: the main one, and the one that decides for what an lb-svc pod forwards.
+MAIN_TABLE = 254
+BALANCER_TABLE = 100
+
 
 class AddressKey(NamedTuple):
     """An address on an interface: ``("net1", "192.168.0.10/24")``."""
@@ -29,9 +33,17 @@ class AddressKey(NamedTuple):
 
 
 class RouteKey(NamedTuple):
-    """A route of the main table: ``("10.0.2.0/24",)``; ``0.0.0.0/0`` and ``::/0`` are the defaults."""
+    """A route by prefix and table, ``("10.0.2.0/24", 254)``; ``0.0.0.0/0`` and ``::/0`` are the defaults."""
 
     prefix: str
+    table: int = MAIN_TABLE
+
+
+class PolicyRule(NamedTuple):
+    """What came in by an interface is routed by a table (``iif net1 lookup 100``), at whatever priority."""
+
+    interface: str
+    table: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,8 @@ class Desired:
     arp: Mapping[str, bool] = field(default_factory=dict)
     promote_secondaries: Mapping[str, bool] = field(default_factory=dict)
     nft: NftTable | None = None
+    up: Mapping[str, bool] = field(default_factory=dict)
+    policy_rules: Mapping[PolicyRule, bool] = field(default_factory=dict)
     tc: Statements = field(default_factory=dict)
 
 
@@ -74,7 +88,8 @@ class LinkState:
 class Actual:
     """One reading of the kernel.
 
-    Links by name, addresses (True: ours), main-table routes, netfilter chains, the table of share-type DNAT.
+    Links by name, addresses (True: ours), routes, netfilter chains, the table of share-type DNAT, and the rules that
+    choose a routing table by the interface.
     """
 
     ruleset: Ruleset = field(default_factory=Ruleset)
@@ -82,6 +97,7 @@ class Actual:
     addresses: Mapping[AddressKey, bool] = field(default_factory=dict)
     routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
     nft: NftTable = field(default_factory=NftTable)
+    policy_rules: frozenset[PolicyRule] = frozenset()
     tc: Objects = field(default_factory=dict)
 
 
@@ -141,7 +157,27 @@ class SetPromoteSecondaries:
     on: bool
 
 
-LinkStep = AddAddress | DeleteAddress | ReplaceRoute | DeleteRoute | SetArp | SetPromoteSecondaries
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """Bring an interface up or down; going down takes its routes along."""
+
+    interface: str
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AddPolicyRule:
+    key: PolicyRule
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePolicyRule:
+    key: PolicyRule
+
+
+RoutingStep = ReplaceRoute | DeleteRoute | AddPolicyRule | DeletePolicyRule
+Switch = SetArp | SetPromoteSecondaries | SetUp
+LinkStep = AddAddress | DeleteAddress | RoutingStep | Switch
 Step = EditTable | EditNft | LinkStep | TcStep
 
 

@@ -30,6 +30,7 @@ from rules.ruleset import (
     InInterface,
     Jump,
     Mark,
+    Masquerade,
     Match,
     OutInterface,
     Rule,
@@ -206,7 +207,7 @@ _matches: list[st.SearchStrategy[Match]] = [  # in the order in which iptables-s
     st.builds(Destination, _any_prefix),
     st.builds(InInterface, _any_name),
     st.builds(OutInterface, _any_name),
-    st.builds(DestinationPort, protocols, _any_port),
+    st.builds(DestinationPort, protocols | st.just("sctp"), _any_port),
     st.builds(Mark, _any_bits, st.just(0xFFFFFFFF) | _any_bits),
     st.builds(Conntrack, st.just("DNAT"), _any_address),
 ]
@@ -216,6 +217,7 @@ _targets: st.SearchStrategy[Target] = st.one_of(
     st.builds(SetMark, _any_bits, _any_bits),
     st.builds(Jump, st.sampled_from(CHAINS)),
     st.just(Drop()),
+    st.just(Masquerade()),
 )
 rules = st.builds(
     lambda drawn, target: Rule(tuple(match for match in drawn if match is not None), target),
@@ -227,7 +229,7 @@ foreign_rules = st.sampled_from(
         "",
         "-j ACCEPT",
         "-j RETURN",
-        "-j MASQUERADE",
+        "-j MASQUERADE --random",
         "-g SHARED_DNAT",
         "-j NOT-A-CHAIN",
         "-s 10.0.0.0/255.0.255.0 -j DROP",

@@ -33,6 +33,7 @@ from rules.ruleset import (
     InsertRule,
     Jump,
     Mark,
+    Masquerade,
     Match,
     NewChain,
     OutInterface,
@@ -170,6 +171,8 @@ def _set_target(built: _Rule, target: Target) -> None:
         case Snat(address, random_fully):
             options = {"random_fully": ""} if random_fully else {}
             _extension(built.create_target("SNAT"), to_source=address, **options)
+        case Masquerade():
+            _extension(built.create_target("MASQUERADE"))
         case SetMark(value, mask):
             _extension(built.create_target("MARK"), set_xmark=f"{value:#x}/{mask:#x}")
 

@@ -1,8 +1,8 @@
-"""Interfaces, addresses and routes of the thread's network namespace, over rtnetlink.
+"""Interfaces, addresses, routes and routing rules of the thread's network namespace, over rtnetlink.
 
 Reading takes one dump of each kind and picks out what the gateway speaks of; writing sends runs of equal
 steps in one datagram. Everything written bears the gateway's mark: addresses a label and IFA_PROTO, routes
-their protocol number. Messages: rtnetlink(7), linux/if_addr.h, linux/rtnetlink.h, linux/if_link.h.
+and rules their protocol number. Messages: rtnetlink(7), linux/if_addr.h, linux/rtnetlink.h, linux/if_link.h.
 
 What the kernel does by itself and the driver must live with: deleting the last IPv4 address of an interface
 also deletes every IPv4 route through that interface, on-link ones included (IPv6 routes stay); deleting a
@@ -24,6 +24,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from gateway.kernel import fibrules
 from gateway.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -40,10 +41,14 @@ from gateway.ports import LinksReading, Refused
 from rules.state import (
     ADDRESS_LABEL_SUFFIX,
     ADDRESS_PROTOCOL,
+    BALANCER_TABLE,
+    MAIN_TABLE,
     ROUTE_PROTOCOL,
     AddAddress,
+    AddPolicyRule,
     AddressKey,
     DeleteAddress,
+    DeletePolicyRule,
     DeleteRoute,
     LinkState,
     LinkStep,
@@ -52,6 +57,7 @@ from rules.state import (
     RouteKey,
     SetArp,
     SetPromoteSecondaries,
+    SetUp,
 )
 
 _RTM_GETLINK, _RTM_SETLINK = 18, 19
@@ -65,7 +71,7 @@ _IFLA_INET_CONF = 1
 _IPV4_DEVCONF_PROMOTE_SECONDARIES = 20
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_PROTO = 1, 2, 3, 11
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
-_RT_TABLE_MAIN = 254
+_TABLES = {socket.AF_INET: (MAIN_TABLE, BALANCER_TABLE), socket.AF_INET6: (MAIN_TABLE,)}  # those that are read
 _RTN_UNICAST = 1
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
 _RTNH_F_ONLINK = 4
@@ -96,6 +102,8 @@ _DONE_ALREADY: dict[type[object], tuple[int, ...]] = {
     AddAddress: (errno.EEXIST,),
     DeleteAddress: (errno.EADDRNOTAVAIL,),
     DeleteRoute: (errno.ESRCH,),
+    AddPolicyRule: (errno.EEXIST,),
+    DeletePolicyRule: (errno.ENOENT,),
 }
 
 
@@ -110,18 +118,24 @@ class KernelLinks:
         self._netlink.close()
 
     def read(self) -> LinksReading:
-        """Links, IPv4 addresses, and unicast routes of the main table without a metric (IPv6: the default one).
+        """Links, IPv4 addresses, unicast routes without a metric (IPv6: the default one), rules by interface alone.
 
-        Routes with several next hops, a TOS or a metric are not in the gateway's vocabulary and are left out.
+        Routes are those of the main table and, IPv4, of the load balancer's. Those with several next hops, a TOS or
+        a metric are not in the gateway's vocabulary and are left out.
         """
         try:
             links = dict(map(_link, self._netlink.dump(_message(ifinfmsg, _RTM_GETLINK, family=socket.AF_UNSPEC))))
             names = {state.index: name for name, state in links.items()}
             addresses = self._addresses(names)
-            routes = {**self._routes(socket.AF_INET, names), **self._routes(socket.AF_INET6, names)}
+            routes: dict[RouteKey, RouteEntry] = {}
+            for family, tables in _TABLES.items():
+                for table in tables:
+                    routes |= self._routes(family, table, names)
+            rules = map(fibrules.parse, self._netlink.dump(fibrules.ALL))
+            policy_rules = frozenset(rule for rule in rules if rule)
         except OSError as error:
             raise _refused("read the links", error) from error
-        return LinksReading(links, addresses, routes)
+        return LinksReading(links, addresses, routes, policy_rules)
 
     def _addresses(self, names: dict[int, str]) -> dict[AddressKey, bool]:
         found: dict[AddressKey, bool] = {}
@@ -137,10 +151,10 @@ class KernelLinks:
             found[AddressKey(names[index], f"{socket.inet_ntoa(local)}/{length}")] = ours
         return found
 
-    def _routes(self, family: int, names: dict[int, str]) -> dict[RouteKey, RouteEntry]:
+    def _routes(self, family: int, table: int, names: dict[int, str]) -> dict[RouteKey, RouteEntry]:
         found: dict[RouteKey, RouteEntry] = {}
         # With strict checking the kernel filters by table; older kernels ignore that and send all tables.
-        request = _message(rtmsg, _RTM_GETROUTE, family=family, table=_RT_TABLE_MAIN)
+        request = _message(rtmsg, _RTM_GETROUTE, family=family, table=table)
         try:
             dumped = self._netlink.dump(request)
         except FileNotFoundError:  # a table comes into being with its first route
@@ -166,7 +180,7 @@ class KernelLinks:
 
     def _run(self, steps: Sequence[LinkStep]) -> None:
         indexes = {name: _index(name) for name in set(map(_interface, steps))}
-        if isinstance(steps[0], DeleteAddress | DeleteRoute):
+        if isinstance(steps[0], DeleteAddress | DeleteRoute | DeletePolicyRule):
             # With its interface they are gone, too.
             steps = [step for step in steps if indexes[_interface(step)] is not None]
             # The newest first: an interface's oldest address of a subnet is the primary, and each time that the
@@ -198,7 +212,9 @@ def _interface(step: LinkStep) -> str:
             return key.interface
         case ReplaceRoute(_, entry) | DeleteRoute(_, entry):
             return entry.interface
-        case SetArp(interface, _) | SetPromoteSecondaries(interface, _):
+        case AddPolicyRule(rule) | DeletePolicyRule(rule):
+            return rule.interface
+        case SetArp(interface, _) | SetPromoteSecondaries(interface, _) | SetUp(interface, _):
             return interface
 
 
@@ -209,7 +225,7 @@ def _index(name: str) -> int | None:
         return None
 
 
-def _described(step: LinkStep) -> str:
+def _described(step: LinkStep) -> str:  # noqa: PLR0911 -- one line a step
     """A step in words, for errors."""
     match step:
         case AddAddress(key):
@@ -219,11 +235,17 @@ def _described(step: LinkStep) -> str:
         case ReplaceRoute(key, entry) | DeleteRoute(key, entry):
             verb = "replace" if isinstance(step, ReplaceRoute) else "delete"
             via = f" via {entry.via}" if entry.via else ""
-            return f"{verb} route {key.prefix}{via} dev {entry.interface}"
+            table = "" if key.table == MAIN_TABLE else f" table {key.table}"
+            return f"{verb} route {key.prefix}{via} dev {entry.interface}{table}"
+        case AddPolicyRule(rule) | DeletePolicyRule(rule):
+            verb = "add" if isinstance(step, AddPolicyRule) else "delete"
+            return f"{verb} rule iif {rule.interface} lookup {rule.table}"
         case SetArp(interface, on):
             return f"switch ARP {'on' if on else 'off'} on {interface}"
         case SetPromoteSecondaries(interface, on):
             return f"set promote_secondaries={int(on)} on {interface}"
+        case SetUp(interface, on):
+            return f"set {interface} {'up' if on else 'down'}"
 
 
 # Reading.
@@ -258,14 +280,14 @@ def _route(message: memoryview, names: dict[int, str]) -> tuple[RouteKey, RouteE
     said = attributes(message, _RTMSG.size)
     metric = u32(said[_RTA_PRIORITY]) if _RTA_PRIORITY in said else 0
     where = u32(said[_RTA_TABLE]) if _RTA_TABLE in said else table
-    if where != _RT_TABLE_MAIN or metric != _METRIC.get(family) or _RTA_OIF not in said:
+    if where not in _TABLES.get(family, ()) or metric != _METRIC.get(family) or _RTA_OIF not in said:
         return None
     name = names.get(u32(said[_RTA_OIF]))
     if name is None:
         return None
     prefix = socket.inet_ntop(family, said[_RTA_DST]) if _RTA_DST in said else _any(family)
     via = socket.inet_ntop(family, said[_RTA_GATEWAY]) if _RTA_GATEWAY in said else None
-    return RouteKey(f"{prefix}/{length}"), RouteEntry(name, via, bool(flags & _RTNH_F_ONLINK), protocol)
+    return RouteKey(f"{prefix}/{length}", where), RouteEntry(name, via, bool(flags & _RTNH_F_ONLINK), protocol)
 
 
 def _any(family: int) -> str:
@@ -294,7 +316,7 @@ def _message(
     return Message(number, how, body(message))
 
 
-def _request(step: LinkStep, index: int) -> Message:
+def _request(step: LinkStep, index: int) -> Message:  # noqa: PLR0911 -- one a step
     match step:
         case AddAddress(key):
             label = key.interface + ADDRESS_LABEL_SUFFIX
@@ -314,6 +336,12 @@ def _request(step: LinkStep, index: int) -> Message:
             setting = _nested(_IPV4_DEVCONF_PROMOTE_SECONDARIES, struct.pack("=I", on))
             spec = _nested(socket.AF_INET, _nested(_IFLA_INET_CONF, setting))
             return _message(_InetConf, _RTM_SETLINK, index=index, attrs=[("IFLA_AF_SPEC", spec)])
+        case SetUp(_, on):
+            return _message(ifinfmsg, _RTM_SETLINK, index=index, flags=_IFF_UP if on else 0, change=_IFF_UP)
+        case AddPolicyRule(rule):
+            return fibrules.addition(rule)
+        case DeletePolicyRule(rule):
+            return fibrules.deletion(rule)
 
 
 def _nested(kind: int, payload: bytes) -> bytes:
@@ -347,7 +375,7 @@ def _route_request(number: int, key: RouteKey, entry: RouteEntry, index: int, ho
         attrs=attrs,
         family=family,
         dst_len=network.prefixlen,
-        table=_RT_TABLE_MAIN,
+        table=key.table,
         proto=entry.protocol,
         scope=scope,
         type=_RTN_UNICAST,

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from rules.spec import Direction, EipLimit, GatewaySpec, InterfaceLimit, IPv4, LimitIdentity, Mbit, MiB, Part
+from pydantic import Field
+
+from rules.spec import (
+    PRIORITY_MAX,
+    Direction,
+    EipLimit,
+    GatewaySpec,
+    InterfaceLimit,
+    IPv4,
+    LimitIdentity,
+    Mbit,
+    MiB,
+    Part,
+)
 
 
 class _EipQosAdd(Part):
     direction: ClassVar[Direction]
     eip: IPv4
-    priority: int = 1
+    priority: int = Field(default=1, ge=0, le=PRIORITY_MAX)
     rate_max: Mbit
     burst_max: MiB
 

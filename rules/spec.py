@@ -255,6 +255,12 @@ class Route(Part):
     cidr: Prefix = Field(examples=["10.0.2.0/24"])
     next_hop_ip: Address = Field(alias="nextHopIP", examples=["10.0.1.1"])
 
+    @model_validator(mode="after")
+    def _one_family(self) -> Self:
+        if ip_network(self.cidr).version != ip_address(self.next_hop_ip).version:
+            raise ValueError(f"{self.next_hop_ip} is not of the same address family as {self.cidr}")
+        return self
+
     @property
     def key(self) -> str:
         return self.cidr
@@ -315,7 +321,7 @@ class LimitIdentity(Part):
         side, _, prefix = value.partition(" ")
         if side not in ("src", "dst"):
             raise ValueError(f"{value!r} is not src or dst and an IPv4 prefix")
-        return f"{side} {_ipv4_network(prefix.strip())}"
+        return f"{side} {_ipv4_network(prefix)}"
 
     @field_validator("priority")
     @classmethod

@@ -65,6 +65,10 @@ SHARED_GONE = c.SharedDnatDel(eip="172.18.0.21", external_port=80, protocol="tcp
         ("init", [c.Init()]),
         ("init net1,net2", [c.Init(interfaces=Interfaces(vpc="net1", external="net2"))]),
         ("init 10.96.0.0/12,10.0.1.1", [c.Init(), c.RouteAdd(cidr="10.96.0.0/12", next_hop_ip="10.0.1.1")]),
+        *(
+            (f"init {word}", [c.Init(), c.RouteAdd(cidr="10.96.0.0/12", next_hop_ip="10.0.1.1")])
+            for word in ("10.96.0.0/12,10.0.1.1,fd00::1", "10.96.0.0/12,fd00:10::/112,10.0.1.1,fd00::1")
+        ),
         ("init ,", [c.Init()]),
         (
             "subnet-route-add 10.0.2.0/24,10.0.1.1 10.0.3.0/24,10.0.1.1",
@@ -134,6 +138,8 @@ def test_half_an_identity_names_nothing(line: str) -> None:
         ("init a,b c,d", "twice"),
         ("init 10.96.0.0/12", "nextHopIP is missing"),
         ("init 10.96.0.0/33,10.0.1.1", "cidr"),
+        ("init 10.96.0.0/12,10.0.1.1,10.0.1.2", "more than 2 fields"),
+        ("init 10.96.0.0/12,10.0.1.1,:", "neither"),
         ("subnet-route-add 10.0.2.0/24", "nextHopIP is missing"),
         ("subnet-route-add 10.0.2.0/24,10.0.1.1,x", "more than 2 fields"),
         ("subnet-route-add x,10.0.1.1", "cidr"),

@@ -177,6 +177,7 @@ def _step(step: Step) -> StepModel:
         case SetPromoteSecondaries(interface, on):
             text = f"sysctl -w net/ipv4/conf/{interface}/promote_secondaries={on:d}"
             return SwitchStep(step="set-promote-secondaries", interface=interface, on=on, text=text)
+    raise TypeError(f"the plan of a NAT gateway has no such step: {step}")
 
 
 def _route(step: ReplaceRoute | DeleteRoute) -> RouteStep:

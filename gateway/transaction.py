@@ -7,12 +7,13 @@ half-applied batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from gateway.ports import Firewall, Flows, Links, Refused
+from gateway.ports import Firewall, Flows, Links, LinksReading, Refused
 from rules.delta import delta, touched_tables, touches_links, undo
 from rules.desired import Facts, desired
-from rules.ruleset import Ruleset
+from rules.ruleset import FAMILIES, Family, Ruleset
 from rules.spec import GatewaySpec
 from rules.state import Actual, EditTable, LinkStep, Plan
 
@@ -43,12 +44,21 @@ class Kernel:
     firewall: Firewall
     links: Links
     flows: Flows
+    firewall6: Firewall | None = None
+    """The same tables for IPv6, where they matter."""
+    tables: tuple[str, ...] = TABLES
 
 
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
-    links = kernel.links.read()
-    return Actual(kernel.firewall.read(TABLES), links.links, links.addresses, links.routes)
+    chains = kernel.firewall.read(kernel.tables).chains
+    if kernel.firewall6:
+        chains = {**chains, **kernel.firewall6.read(kernel.tables).chains}
+    return _actual(Ruleset(chains), kernel.links.read())
+
+
+def _actual(ruleset: Ruleset, read: LinksReading) -> Actual:
+    return Actual(ruleset, read.links, read.addresses, read.routes, read.policy_rules, read.sysctls)
 
 
 def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
@@ -64,24 +74,32 @@ def apply(kernel: Kernel, spec: GatewaySpec, facts: Facts) -> Plan:
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
+    return converge(kernel, lambda actual: plan(spec, facts, actual))
+
+
+def converge(kernel: Kernel, planned: Callable[[Actual], Plan]) -> Plan:
+    """Carry out what ``planned`` says of the kernel's state until it says nothing; returns what was done.
+
+    Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
+    """
     before = read(kernel)
-    done = plan(spec, facts, before)
+    done = planned(before)
     try:
-        _converge(kernel, spec, facts, before, done)
+        _converge(kernel, planned, before, done)
     except Exception as error:
         _revert(kernel, done, before, error)
         raise
     return done
 
 
-def _converge(kernel: Kernel, spec: GatewaySpec, facts: Facts, before: Actual, first: Plan) -> None:
+def _converge(kernel: Kernel, planned: Callable[[Actual], Plan], before: Actual, first: Plan) -> None:
     left, actual = first, before
     for _ in range(PASSES):
         if not left:
             return
         _commit(kernel, left)
         actual = _reread(kernel, left, actual)
-        left = plan(spec, facts, actual)
+        left = planned(actual)
     if left:
         raise Unverified(left)
 
@@ -107,10 +125,17 @@ def _commit(kernel: Kernel, todo: Plan) -> None:
     for step in todo.steps:
         if isinstance(step, EditTable):
             _flush(kernel, batch)
-            kernel.firewall.edit(step.table, step.edits)
+            _firewall(kernel, step.family).edit(step.table, step.edits)
         else:
             batch.append(step)
     _flush(kernel, batch)
+
+
+def _firewall(kernel: Kernel, family: Family) -> Firewall:
+    firewall = kernel.firewall if family == 4 else kernel.firewall6
+    if firewall is None:
+        raise Refused("edit an IPv6 table", "there is no driver for IPv6 tables", retryable=False)
+    return firewall
 
 
 def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
@@ -121,11 +146,12 @@ def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
 
 def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
     """The reading with what the plan touched read anew."""
-    ruleset = actual.ruleset
-    if tables := touched_tables(touched):
-        kept = {ref: rules for ref, rules in ruleset.chains.items() if ref.table not in tables}
-        ruleset = Ruleset({**kept, **kernel.firewall.read(tables).chains})
+    chains = dict(actual.ruleset.chains)
+    for family in FAMILIES:
+        if tables := touched_tables(touched, family):
+            kept = {ref: rules for ref, rules in chains.items() if ref.family != family or ref.table not in tables}
+            chains = {**kept, **_firewall(kernel, family).read(tables).chains}
+    ruleset = Ruleset(chains)
     if not touches_links(touched):
-        return Actual(ruleset, actual.links, actual.addresses, actual.routes)
-    links = kernel.links.read()
-    return Actual(ruleset, links.links, links.addresses, links.routes)
+        return replace(actual, ruleset=ruleset)
+    return _actual(ruleset, kernel.links.read())

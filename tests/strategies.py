@@ -29,8 +29,10 @@ from rules.ruleset import (
     InInterface,
     Jump,
     Mark,
+    Masquerade,
     Match,
     OutInterface,
+    Return,
     Rule,
     Ruleset,
     SetMark,
@@ -138,7 +140,9 @@ def packets(draw: st.DrawFn, sides: Interfaces = Interfaces()) -> Packet:  # noq
 # Rules of the whole vocabulary, not only those that a spec leads to.
 _any_address = st.ip_addresses(v=4).map(str)
 _any_port = st.integers(0, 0xFFFF)
-_any_prefix = st.tuples(_any_address, st.integers(1, 32)).map(lambda pair: f"{pair[0]}/{pair[1]}")
+_any_prefix = st.tuples(_any_address, st.integers(1, 32)).map(lambda pair: f"{pair[0]}/{pair[1]}") | st.tuples(
+    st.ip_addresses(v=6).filter(lambda ip: ip.ipv4_mapped is None), st.integers(1, 128)
+).map(lambda pair: f"{pair[0]}/{pair[1]}")
 _any_name = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", fullmatch=True)
 _any_bits = st.integers(0, 0xFFFFFFFF)
 CHAINS = ["DNAT_FILTER", "SHARED_DNAT", "OTHER-chain.28-characters_xx"]
@@ -147,7 +151,7 @@ _matches: list[st.SearchStrategy[Match]] = [  # in the order in which iptables-s
     st.builds(Destination, _any_prefix),
     st.builds(InInterface, _any_name),
     st.builds(OutInterface, _any_name),
-    st.builds(DestinationPort, protocols, _any_port),
+    st.builds(DestinationPort, protocols | st.just("sctp"), _any_port),
     st.builds(Mark, _any_bits, st.just(0xFFFFFFFF) | _any_bits),
     st.builds(Conntrack, st.just("DNAT"), _any_address),
 ]
@@ -157,6 +161,8 @@ _targets: st.SearchStrategy[Target] = st.one_of(
     st.builds(SetMark, _any_bits, _any_bits),
     st.builds(Jump, st.sampled_from(CHAINS)),
     st.just(Drop()),
+    st.builds(Masquerade, st.booleans()),
+    st.just(Return()),
 )
 rules = st.builds(
     lambda drawn, target: Rule(tuple(match for match in drawn if match is not None), target),
@@ -167,8 +173,8 @@ foreign_rules = st.sampled_from(
     [
         "",
         "-j ACCEPT",
-        "-j RETURN",
-        "-j MASQUERADE",
+        "-j REDIRECT",
+        "-j MASQUERADE --random",
         "-g SHARED_DNAT",
         "-j NOT-A-CHAIN",
         "-s 10.0.0.0/255.0.255.0 -j DROP",

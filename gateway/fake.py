@@ -196,7 +196,7 @@ class FakeLinks:
 
     def _change_device(self, step: DeviceStep) -> None:
         if isinstance(step, AddDevice) and type(step.device) in self.kernel.lacks:
-            raise Refused(str(step), "Unknown device type (Operation not supported)", retryable=False)
+            raise Refused(str(step), f"this kernel has no {type(step.device).__name__} devices", retryable=False)
         try:
             self.kernel.links = apply_device_step(self.kernel.links, step)
         except Rejected as error:

@@ -235,6 +235,9 @@ class KernelLinks:
             raise _refused(described(steps[0]), error) from error
         for step, answer in zip(steps, answers, strict=True):
             if answer is not None and answer.code not in _DONE_ALREADY.get(type(step), ()):
+                if isinstance(step, AddDevice) and answer.code == errno.EOPNOTSUPP:
+                    words = f"this kernel has no {devices.kind(step.device)} devices ({answer.words})"
+                    raise Refused(described(step), words, retryable=False)
                 raise _refused(described(step), answer)
 
 

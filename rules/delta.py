@@ -124,6 +124,10 @@ def snapshot(plan: Plan, before: Actual, now: Actual) -> Desired:
             case AddDevice(interface) | DeleteDevice(interface):
                 link = before.links.get(interface)
                 devices[interface] = link.device if link else None
+                # What it was a port of, and what were ports of it, goes with it.
+                near = [name for name, other in before.links.items() if interface in (name, other.master)]
+                masters |= {name: before.links[name].master for name in near}
+                up |= {name: before.links[name].up for name in near}
             case SetMaster(interface, _) if interface in before.links:
                 masters[interface] = before.links[interface].master
             case AddAddress(address) | DeleteAddress(address):

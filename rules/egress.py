@@ -313,15 +313,18 @@ def _evpn(spec: EgressSpec, vni: int, ways: Mapping[Family, Way], actual: Actual
         for family, request in spec.families.items()
         for prefix in request.no_snat
     }
-    # FRR's routes stand beside ours, which bear our mark.
-    routes = actual.routes.items()
-    ours = [key for key, entry in routes if key.table == VPN_TABLE and entry.protocol == ROUTE_PROTOCOL]
     return Desired(
         devices=devices,
         up=dict.fromkeys(devices, True),
         masters=masters | {way.internal.interface: VRF for way in ways.values()},
-        routes=dict.fromkeys(ours, None) | wanted,
+        routes=_vpn_routes(actual) | wanted,
     )
+
+
+def _vpn_routes(actual: Actual) -> dict[RouteKey, RouteEntry | None]:
+    """Our routes in the virtual router's table, stated as "is not there"; FRR's stand beside them without our mark."""
+    routes = actual.routes.items()
+    return {key: None for key, entry in routes if key.table == VPN_TABLE and entry.protocol == ROUTE_PROTOCOL}
 
 
 def _local(external: Side, actual: Actual) -> str:
@@ -337,4 +340,6 @@ def _no_evpn(actual: Actual) -> Desired:
         return Desired()
     ours = [name for name in (VXLAN, BRIDGE, VRF) if name in actual.links]
     ports = [name for name, link in actual.links.items() if link.master == VRF and name not in ours]
-    return Desired(devices=dict.fromkeys(ours, None), masters=dict.fromkeys(ports, None))
+    return Desired(
+        devices=dict.fromkeys(ours, None), masters=dict.fromkeys(ports, None), routes=_vpn_routes(actual)
+    )

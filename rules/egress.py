@@ -340,6 +340,4 @@ def _no_evpn(actual: Actual) -> Desired:
         return Desired()
     ours = [name for name in (VXLAN, BRIDGE, VRF) if name in actual.links]
     ports = [name for name, link in actual.links.items() if link.master == VRF and name not in ours]
-    return Desired(
-        devices=dict.fromkeys(ours, None), masters=dict.fromkeys(ports, None), routes=_vpn_routes(actual)
-    )
+    return Desired(devices=dict.fromkeys(ours, None), masters=dict.fromkeys(ports, None), routes=_vpn_routes(actual))

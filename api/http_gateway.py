@@ -22,6 +22,7 @@ from rules.commands import Command, EipAdd, Init
 from rules.desired import Facts
 from rules.edit import NotInitialized, edit_all
 from rules.iptables import render_save
+from rules.loadbalancer import LoadBalancerSpec
 from rules.spec import GatewaySpec, InterfaceName, Interfaces
 
 DryRun = Annotated[bool, Query(alias="dryRun", description="only say what would be done")]
@@ -115,10 +116,17 @@ def add_views(app: FastAPI, service: Service) -> None:
         """One look at the gateway: readiness, interfaces, ARP, counts, address conflicts, the last error."""
         return service.status()
 
+    @app.get("/v1/load-balancer", responses=NOT_INITIALIZED)
+    async def load_balancer() -> LoadBalancerSpec:
+        """The whole desired state of a pod that is a Service's load balancer (lb-svc); 404 in a NAT gateway's."""
+        if service.load_balancer is None:
+            raise HTTPException(404, "this pod is no load balancer")
+        return service.load_balancer
+
     @app.get("/v1/ruleset", response_class=PlainTextResponse, responses=NOT_INITIALIZED)
     async def ruleset() -> str:
         """What is rendered from the desired state, as iptables-save prints it."""
-        spec = _standing(service)
+        spec = service.load_balancer or _standing(service)
         policy = service.status().arp.policy
         return render_save(rendered(spec, Facts("on" if policy == "on" else "auto")))
 

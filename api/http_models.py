@@ -12,14 +12,18 @@ from rules.iptables import render_rule
 from rules.ruleset import ChainEdit, DeleteChain, DeleteRule, InsertRule, NewChain, ReplaceRules
 from rules.spec import Part
 from rules.state import (
+    MAIN_TABLE,
     AddAddress,
+    AddPolicyRule,
     DeleteAddress,
+    DeletePolicyRule,
     DeleteRoute,
     EditTable,
     Plan,
     ReplaceRoute,
     SetArp,
     SetPromoteSecondaries,
+    SetUp,
     Step,
 )
 
@@ -55,26 +59,38 @@ class AddressStep(Part):
 
 
 class RouteStep(Part):
-    """A route of the main table comes (in place of the one there was) or goes."""
+    """A route comes (in place of the one there was) or goes; 254 is the main table."""
 
     step: Literal["replace-route", "delete-route"]
     prefix: str
+    table: int
     interface: str
     via: str | None
     onlink: bool
     text: str
 
 
-class SwitchStep(Part):
-    """A flag of an interface: whether it answers ARP; whether secondary addresses outlive their primary one."""
+class PolicyRuleStep(Part):
+    """The rule comes or goes that what came in by the interface is routed by the table."""
 
-    step: Literal["set-arp", "set-promote-secondaries"]
+    step: Literal["add-policy-rule", "delete-policy-rule"]
+    interface: str
+    table: int
+    text: str
+
+
+class SwitchStep(Part):
+    """A flag of an interface: whether it answers ARP, is up; whether secondary addresses outlive their primary one."""
+
+    step: Literal["set-arp", "set-promote-secondaries", "set-up"]
     interface: str
     on: bool
     text: str
 
 
-StepModel = Annotated[EditTableStep | AddressStep | RouteStep | SwitchStep, Field(discriminator="step")]
+StepModel = Annotated[
+    EditTableStep | AddressStep | RouteStep | PolicyRuleStep | SwitchStep, Field(discriminator="step")
+]
 
 
 class PlanModel(Part):
@@ -158,7 +174,7 @@ def plan_model(plan: Plan) -> PlanModel:
     return PlanModel(steps=[_step(step) for step in plan.steps])
 
 
-def _step(step: Step) -> StepModel:
+def _step(step: Step) -> StepModel:  # noqa: PLR0911 -- one line a step
     match step:
         case EditTable(table, edits):
             listed = [_edit(table, edit) for edit in edits]
@@ -177,20 +193,31 @@ def _step(step: Step) -> StepModel:
         case SetPromoteSecondaries(interface, on):
             text = f"sysctl -w net/ipv4/conf/{interface}/promote_secondaries={on:d}"
             return SwitchStep(step="set-promote-secondaries", interface=interface, on=on, text=text)
-    raise TypeError(f"the plan of a NAT gateway has no such step: {step}")
+        case SetUp(interface, on):
+            text = f"ip link set dev {interface} {'up' if on else 'down'}"
+            return SwitchStep(step="set-up", interface=interface, on=on, text=text)
+        case AddPolicyRule(rule):
+            text = f"ip rule add iif {rule.interface} table {rule.table}"
+            return PolicyRuleStep(step="add-policy-rule", interface=rule.interface, table=rule.table, text=text)
+        case DeletePolicyRule(rule):
+            text = f"ip rule del iif {rule.interface} table {rule.table}"
+            return PolicyRuleStep(step="delete-policy-rule", interface=rule.interface, table=rule.table, text=text)
+    raise TypeError(f"only an egress gateway's plan has such a step: {step}")
 
 
 def _route(step: ReplaceRoute | DeleteRoute) -> RouteStep:
     replaces, entry = isinstance(step, ReplaceRoute), step.entry
     via = f" via {entry.via}" if entry.via else ""
     onlink = " onlink" if entry.onlink else ""
+    table = "" if step.key.table == MAIN_TABLE else f" table {step.key.table}"
     return RouteStep(
         step="replace-route" if replaces else "delete-route",
         prefix=step.key.prefix,
+        table=step.key.table,
         interface=entry.interface,
         via=entry.via,
         onlink=entry.onlink,
-        text=f"ip route {'replace' if replaces else 'del'} {step.key.prefix}{via} dev {entry.interface}{onlink}",
+        text=f"ip route {'replace' if replaces else 'del'} {step.key.prefix}{via} dev {entry.interface}{onlink}{table}",
     )
 
 

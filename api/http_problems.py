@@ -14,6 +14,7 @@ from starlette.responses import Response
 from api.http_models import PROBLEM_JSON, FieldError, Problem
 from gateway.ports import Refused
 from gateway.transaction import NotReverted
+from rules.appliance import OtherAppliance
 from rules.commands import Command
 from rules.edit import Conflict, NotInitialized
 
@@ -37,6 +38,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Conflict, _conflict)
     app.add_exception_handler(NotInitialized, _not_initialized)
+    app.add_exception_handler(OtherAppliance, _other_appliance)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
@@ -84,6 +86,10 @@ def _conflict(_: Request, error: Exception) -> Response:
 
 def _not_initialized(_: Request, error: Exception) -> Response:
     return problem(409, "not-initialized", "Not initialized", str(error))
+
+
+def _other_appliance(_: Request, error: Exception) -> Response:
+    return problem(409, "other-appliance", "Other appliance", str(error))
 
 
 def _refused(_: Request, error: Exception) -> Response:

@@ -23,10 +23,12 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
+from api import execbalancer
 from api.execserver import ExecServer
 from api.listen import check_listen
 from api.settings import BadSetting, Settings, interfaces_file
 from gateway.arp.announcer import Announcer
+from gateway.arp.ask import ask
 from gateway.arp.link import LinksLost, Monitor
 from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.links import KernelLinks
@@ -144,7 +146,13 @@ async def _serve(settings: Settings) -> None:
         _watch_links(stack, service)
         await asyncio.wrap_future(recovered)
         _write_pid(stack, settings.run_dir / "natgw.pid")
-        execs = ExecServer(service, settings.run_dir, settings.env_file, iptables_version(firewall.variant))
+        execs = ExecServer(
+            service,
+            settings.run_dir,
+            settings.env_file,
+            iptables_version(firewall.variant),
+            faces={execbalancer.FACE: execbalancer.Balancer(service, ask).answer},
+        )
         await execs.start()
         stack.push_async_callback(execs.close)
         log.info("serving %s with iptables-%s", settings.run_dir, firewall.variant)

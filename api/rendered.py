@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rules.desired import Facts, desired
+from rules.appliance import Spec, desired
+from rules.desired import Facts
 from rules.ruleset import AnyRule, ChainRef, Ruleset
-from rules.spec import GatewaySpec
 from rules.state import Actual
 
 
-def rendered(spec: GatewaySpec, facts: Facts) -> Ruleset:
+def rendered(spec: Spec, facts: Facts) -> Ruleset:
     """Our chains with all their rules, and of the built-in chains the jumps to ours."""
     wanted = desired(spec, facts, Actual())
     chains: dict[ChainRef, tuple[AnyRule, ...]] = {}

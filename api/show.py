@@ -23,6 +23,8 @@ SIGNS = {
     "delete-address": "-",
     "replace-route": "+",
     "delete-route": "-",
+    "add-policy-rule": "+",
+    "delete-policy-rule": "-",
 }
 
 

@@ -175,7 +175,7 @@ class FakeLinks:
             case AddPolicyRule(rule):
                 self.kernel.policy_rules.add(rule._replace(priority=self._priority(rule)))
             case DeletePolicyRule(rule):
-                self.kernel.policy_rules.discard(rule)
+                self.kernel.policy_rules = {other for other in self.kernel.policy_rules if not rule.matches(other)}
             case AddDevice() | DeleteDevice() | SetMaster():
                 self._change_device(step)
             case SetSysctl(name, value):

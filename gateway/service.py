@@ -18,7 +18,7 @@ from ipaddress import IPv4Address
 from typing import Literal, Protocol
 
 from gateway import transaction
-from gateway.arp.conflict import Conflict
+from gateway.arp.conflict import Conflict as Holder
 from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
@@ -31,15 +31,18 @@ from gateway.status import (
 )
 from gateway.store import Store, Stored
 from gateway.transaction import Kernel
-from rules.adopt import adopt
+from rules.appliance import OtherAppliance, Spec, adopt, is_stale, only, suspects
 from rules.desired import Facts
-from rules.flows import FlowFilter, is_stale, suspects
+from rules.edit import Conflict, NotInitialized
+from rules.flows import FlowFilter
+from rules.loadbalancer import LoadBalancerSpec
 from rules.spec import GatewaySpec, Interfaces
 from rules.state import Actual, AddressKey, Plan
 
 log = logging.getLogger(__name__)
 
 Edit = Callable[[GatewaySpec | None], GatewaySpec]
+BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
 
 RETRY_SECONDS = 1.0
 
@@ -53,14 +56,14 @@ class Announcing(Protocol):
 
     def standing(self, interface: str) -> frozenset[IPv4Address]: ...
 
-    def conflicts(self) -> Mapping[str, tuple[Conflict, ...]]: ...
+    def conflicts(self) -> Mapping[str, tuple[Holder, ...]]: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What one change did: the spec that stands now, the steps taken, and what followed."""
 
-    spec: GatewaySpec
+    spec: Spec
     plan: Plan
     flows_deleted: int = 0
     announced: tuple[str, ...] = ()
@@ -71,7 +74,7 @@ class Outcome:
 class _Job:
     """One queued change."""
 
-    edit: Edit
+    edit: Callable[[Spec | None], Spec]
     by: str
     dry_run: bool
     announce: tuple[str, ...]
@@ -104,14 +107,15 @@ class Service:
         self._jobs: queue.SimpleQueue[_Job | Literal["look"] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._spec: GatewaySpec | None = None
+        self._look_queued = threading.Event()
+        self._spec: Spec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
         self._counts = TransactionCounts()
         self._generation = 0
         self._unapplied = False  # the kernel is not known to equal the spec
         self._unsaved = False
-        self._unflushed: list[GatewaySpec] = []
+        self._unflushed: list[Spec] = []
 
     # --- any thread ---------------------------------------------------------------------------------------
 
@@ -122,8 +126,13 @@ class Service:
 
     @property
     def spec(self) -> GatewaySpec | None:
-        """The last committed spec; None before ``init``."""
-        return self._spec
+        """The last committed spec; None before ``init``, and in a pod that is a load balancer."""
+        return self._spec if isinstance(self._spec, GatewaySpec) else None
+
+    @property
+    def load_balancer(self) -> LoadBalancerSpec | None:
+        """The last committed spec of a pod that is a load balancer; else None."""
+        return self._spec if isinstance(self._spec, LoadBalancerSpec) else None
 
     @property
     def facts(self) -> Facts:
@@ -148,8 +157,14 @@ class Service:
         return recovered
 
     def links_changed(self) -> None:
-        """Tell that an interface came, went or changed: the status follows, and what waited for it is tried again."""
-        self._jobs.put("look")
+        """Tell that an interface came, went or changed.
+
+        The kernel drops the routes of an interface that goes down and does not bring them back: what the spec wants
+        is made good as soon as it can be.
+        """
+        if not self._look_queued.is_set():
+            self._look_queued.set()
+            self._jobs.put("look")
 
     def close(self) -> None:
         """Finish what is queued and end the writer; what comes later is refused. The kernel goes on forwarding."""
@@ -162,9 +177,18 @@ class Service:
         """Queue one change: ``edit`` takes the spec that stands then and returns the wanted one.
 
         ``by`` is who asked, for the log. ``announce`` names EIPs to announce once more even if nothing
-        changes. The future raises what ``edit`` raised (Conflict, NotInitialized), or Refused, in which case
-        kernel and spec are as before.
+        changes. The future raises what ``edit`` raised (Conflict, NotInitialized), OtherAppliance in a pod that is a
+        load balancer, or Refused; kernel and spec are then as before.
         """
+        return self._queue(only(GatewaySpec, edit), by, dry_run, announce)
+
+    def balance(self, edit: BalancerEdit, *, by: str, announce: Collection[str] = ()) -> Future[Outcome]:
+        """Queue one change of a pod that is (or with it becomes) a load balancer; else as ``change``."""
+        return self._queue(only(LoadBalancerSpec, edit), by, False, announce)
+
+    def _queue(
+        self, edit: Callable[[Spec | None], Spec], by: str, dry_run: bool, announce: Collection[str]
+    ) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         if self._closed:
             future.set_exception(Refused("change", "the daemon is ending", retryable=True))
@@ -181,6 +205,7 @@ class Service:
         return Status(
             ready=not pending,
             initialized=spec is not None,
+            appliance="lb-svc" if isinstance(spec, LoadBalancerSpec) else "nat-gateway",
             version=self._version,
             variant=self.variant,
             interfaces=interfaces,
@@ -224,6 +249,7 @@ class Service:
             if job is None:
                 return
             if job == "look":
+                self._look_queued.clear()
                 self._catch_up()
             else:
                 self._serve(job)
@@ -248,6 +274,7 @@ class Service:
             actual = transaction.read(self._kernel)
             return Outcome(new, transaction.plan(new, self._facts, actual))
         plan = transaction.apply(self._kernel, new, self._facts)
+        self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
         announced = self._committed(old, new, plan, job.announce)
         flows = self._flush()
         seconds = self._clock.monotonic() - begun
@@ -255,18 +282,14 @@ class Service:
             log.info("%s: %d steps, %d flows ended, %.1f ms", job.by, len(plan.steps), flows, seconds * 1000)
         return Outcome(new, plan, flows, announced, seconds)
 
-    def _committed(
-        self, old: GatewaySpec | None, new: GatewaySpec, plan: Plan, asked: tuple[str, ...]
-    ) -> tuple[str, ...]:
+    def _committed(self, old: Spec | None, new: Spec, plan: Plan, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Book a change that stands in the kernel: spec, announcements, disk."""
         self._unapplied = False
-        changed = bool(plan) or new != old
-        self._counts = self._counts.one_more("committed" if changed else "unchanged")
-        if changed:
+        if plan or new != old:
             self._generation += 1
         if new != old:
             self._spec = new
-            self._unflushed.append(old or GatewaySpec())
+            self._unflushed.append(old or type(new)())
             self._unsaved = True
         if plan or not self._actual.links:
             self._look()
@@ -278,7 +301,7 @@ class Service:
         links = self._kernel.links.read()
         self._actual = Actual(links=links.links, addresses=links.addresses, routes=links.routes)
 
-    def _announce(self, old: GatewaySpec | None, asked: tuple[str, ...]) -> tuple[str, ...]:
+    def _announce(self, old: Spec | None, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Announce what is new on the external interface, and what was asked for; forget what is gone."""
         if self._spec is None:
             return ()
@@ -357,35 +380,45 @@ class Service:
         if spec is None:
             return None
         log.info("no stored spec: %d EIPs and their rules are adopted from the kernel", len(spec.eips))
-        eips = {AddressKey(spec.interfaces.external, eip.address) for eip in spec.eips}
+        # What the CNI gave a load balancer's pod stays the CNI's: there is no verb that takes it away.
+        eips = {AddressKey(spec.interfaces.external, e.address) for e in spec.eips if isinstance(spec, GatewaySpec)}
         return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))
 
     def _restore(self) -> Outcome:
+        """Make the kernel equal the spec that stands; one that already does is not written to."""
         if self._spec is None:
             raise RuntimeError("nothing to restore")
+        self._unapplied = True
         plan = transaction.apply(self._kernel, self._spec, self._facts)
         announced = self._committed(self._spec, self._spec, plan, ())
-        log.info("restored: %d steps", len(plan.steps))
+        if plan:
+            self._counts = self._counts.one_more("committed")
+            log.info("restored what was missing: %d steps", len(plan.steps))
         return Outcome(self._spec, plan, 0, announced)
 
     def _catch_up(self) -> None:
-        """Look at the links again, and try again what is outstanding."""
+        """Look at the links again, restore what went with them, and try again what is outstanding.
+
+        Nobody waits for an answer here, so whatever goes wrong is told in log and status, and tried again.
+        """
         try:
             self._look()
-            if self._unapplied and self._spec is not None:
-                self._restore()
-            self._save()
+            if self._spec is not None:
+                self._restore()  # which also saves what is not on disk
             self._flush()
-        except Refused as error:
+        except Exception as error:
+            if not isinstance(error, Refused):
+                log.exception("catching up failed")
             self._failed("retry", error)
 
     def _failed(self, by: str, error: BaseException) -> None:
-        if not isinstance(error, Refused):
-            return
+        if isinstance(error, Conflict | NotInitialized | OtherAppliance):
+            return  # the asker's own doing
+        retryable = not isinstance(error, Refused) or error.retryable
         if isinstance(error, transaction.NotReverted):
             self._unapplied = self._spec is not None
-        repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error))
+        repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error) or repr(error))
         self._counts = self._counts.one_more("failed")
-        self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error), retryable=error.retryable)
+        self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error) or repr(error), retryable=retryable)
         if not repeated:
             log.error("%s: %s", by, error)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gateway.ports import Firewall, Flows, Links, LinksReading, Refused
+from rules.appliance import Spec, desired
 from rules.delta import delta, touched_tables, touches_links, undo
-from rules.desired import Facts, desired
+from rules.desired import Facts
 from rules.ruleset import FAMILIES, Family, Ruleset
-from rules.spec import GatewaySpec
 from rules.state import Actual, EditTable, LinkStep, Plan
 
 TABLES = ("mangle", "nat")
@@ -61,7 +61,7 @@ def _actual(ruleset: Ruleset, read: LinksReading) -> Actual:
     return Actual(ruleset, read.links, read.addresses, read.routes, read.policy_rules, read.sysctls)
 
 
-def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
+def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
     for name in (spec.interfaces.vpc, spec.interfaces.external):
         if name not in actual.links:
@@ -69,7 +69,7 @@ def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
     return delta(desired(spec, facts, actual), actual)
 
 
-def apply(kernel: Kernel, spec: GatewaySpec, facts: Facts) -> Plan:
+def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Plan:
     """Make the kernel equal ``spec``; returns what was done (empty if nothing was to do).
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.

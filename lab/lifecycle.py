@@ -114,15 +114,18 @@ def _observe(world: World) -> tuple[Result, ...]:
 def _without_address(gw: GatewayPlan) -> Result:
     addresses = _addresses(gw)
     return Result(
-        what=f"{gw.name}: noDefaultEIP", source=gw.name, target="addresses of net1", expected="none",
-        seen=", ".join(addresses) or "none", ok=not addresses, during="up",
+        what=f"{gw.name}: noDefaultEIP", source=gw.name, target=f"addresses of {gw.external_interface}",
+        expected="none", seen=", ".join(addresses) or "none", ok=not addresses, during="up",
     )  # fmt: skip
 
 
 def _addresses(gw: GatewayPlan) -> list[str]:
-    """The IPv4 addresses on net1."""
+    """The IPv4 addresses on the external interface."""
     done = subprocess.run(
-        ["ip", "-n", gw.netns, "-j", "-4", "addr", "show", "dev", "net1"], capture_output=True, text=True, check=True
+        ["ip", "-n", gw.netns, "-j", "-4", "addr", "show", "dev", gw.external_interface],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     links: list[dict[str, Any]] = json.loads(done.stdout or "[]")
     return [f"{info['local']}/{info['prefixlen']}" for link in links for info in link.get("addr_info", [])]
@@ -167,7 +170,7 @@ def try_out(book: Book) -> list[Result]:
 
 
 def _bare_gateways(world: World) -> list[Result]:
-    """With noDefaultEIP net1 carries the EIPs and nothing else."""
+    """With noDefaultEIP the external interface carries the EIPs and nothing else."""
     results = []
     for gw in world.gateways:
         if gw.external is None:
@@ -176,7 +179,7 @@ def _bare_gateways(world: World) -> list[Result]:
                 Result(
                     what=f"{gw.name}: noDefaultEIP",
                     source=gw.name,
-                    target="addresses of net1",
+                    target=f"addresses of {gw.external_interface}",
                     expected=", ".join(expected) or "none",
                     seen=", ".join(seen) or "none",
                     ok=expected == seen,
@@ -212,7 +215,10 @@ def status(book: Book) -> tuple[Record, list[Part]]:
     for pid, name in netns.processes(world.namespaces()).items():
         running[name].append(f"{pid} {netns.command_of(pid)}")
     rows = [("gateway", gw.name, gw.netns, _gateway_addresses(gw)) for gw in world.gateways]
-    rows += [("host", host.label, host.netns, str(host.address)) for host in (*world.hosts, world.internet)]
+    rows += [
+        ("host", host.label, host.netns, "; ".join(map(str, (host.address, *(nic.address for nic in host.nics)))))
+        for host in (*world.hosts, world.internet)
+    ]
     rows += [("VPC router", v.name, v.netns, " ".join(str(lan.gateway) for lan in v.lans)) for v in world.vpcs]
     outside = " ".join(str(address) for segment in world.segments for address in segment.gateways)
     rows += [
@@ -225,7 +231,9 @@ def status(book: Book) -> tuple[Record, list[Part]]:
 
 
 def _gateway_addresses(gw: GatewayPlan) -> str:
-    own = [f"eth0 {gw.lan}", f"net1 {gw.external}" if gw.external else "net1 without address of its own"]
+    outside = gw.external_interface
+    own = [f"{gw.management.interface} {gw.management.address}"] if gw.management else []
+    own += [f"{gw.vpc_interface} {gw.lan}", f"{outside} {gw.external or 'without address of its own'}"]
     return "; ".join([*own, *(f"{eip.name} {eip.address.ip}" for eip in gw.eips)])
 
 

@@ -6,12 +6,11 @@ manifests fix (lanIp, v4ip, internalIp) are taken before the first free ones are
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from lab.check import nad_of, pod_home, refusals
+from lab.check import Refused, nad_of, pod_home, refusals
+from lab.further import Further
 from lab.ipam import Pool
 from lab.kinds import DEFAULT_VPC, Pod, Subnet, Vpc, VpcNatGateway
 from lab.manifests import Manifests
@@ -30,24 +29,11 @@ from lab.world import (
     ViaRoute,
     VpcPlan,
     World,
+    netns_name,
 )  # fmt: skip
 
 _TRANSITS = ("198.51.100.0/24", "203.0.113.0/24", "192.0.2.0/24", "198.18.0.0/24")
 _HANDLED_ANNOTATIONS = {"ovn.kubernetes.io/logical_switch", "ovn.kubernetes.io/ip_address"}
-
-
-class Refused(Exception):
-    """The manifests cannot be built. ``reasons`` has one sentence for each thing that is wrong."""
-
-    def __init__(self, reasons: Iterable[str]) -> None:
-        self.reasons = tuple(reasons)
-        super().__init__("\n".join(self.reasons))
-
-
-def netns_name(lab: str, *parts: str) -> str:
-    """A namespace's name, ``<lab>.<part>…``; a very long one ends in a hash. Lab names hold no dot."""
-    name = ".".join((lab, *parts))
-    return name if len(name) <= 120 else f"{name[:110]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def plan(m: Manifests, lab: str = "lab") -> tuple[World, tuple[str, ...]]:
@@ -68,6 +54,7 @@ class _Planner:
     lans: dict[str, Lan] = field(default_factory=dict)
     eip_addresses: dict[str, IPv4Address] = field(default_factory=dict)
     hosts: dict[tuple[str, IPv4Address], Host] = field(default_factory=dict)
+    further: Further = field(init=False)
 
     def build(self) -> tuple[World, tuple[str, ...]]:
         m = self.m
@@ -78,6 +65,8 @@ class _Planner:
             s.name: Lan(name=s.name, bridge=f"lan{i}", cidr=s.cidr, gateway=s.gateway_address)
             for i, s in enumerate(tenants)
         }
+        self.further = Further(m, self.lab, self.lans, self._free, self.notes.append)
+        self.hosts.update(((vpc, host.ip), host) for vpc, host in self.further.services())
         names = dict.fromkeys([*m.vpcs, *(s.vpc_name for s in tenants)])
         vpcs = tuple(self._vpc(name) for name in names)
         self._fixed_addresses()
@@ -94,12 +83,13 @@ class _Planner:
         world = World(
             lab=self.lab, hub=netns_name(self.lab, "hub"), node=netns_name(self.lab, "node"),
             phys=netns_name(self.lab, "phys"), transit=transit, internet=internet, vpcs=vpcs, segments=segments,
-            gateways=gateways, hosts=tuple(self.hosts.values()),
+            gateways=gateways, hosts=tuple(self.hosts.values()), management=self.further.management_lan(),
         )  # fmt: skip
         return world, tuple(dict.fromkeys(self.notes))
 
     def _vpc(self, name: str) -> VpcPlan:
         lans = tuple(self.lans[s.name] for s in self.m.subnets.values() if s.name in self.lans and s.vpc_name == name)
+        lans += self.further.lans_of(name)
         connected = tuple(Connected(cidr=lan.cidr, device=lan.bridge, gateway=lan.gateway) for lan in lans)
         vpc = self.m.vpcs.get(name)
         statics, policies = (self._statics(vpc), self._policies(vpc)) if vpc else ((), ())
@@ -195,6 +185,7 @@ class _Planner:
         ]
         eips = self._eips(gw, outside)
         names = {eip.name for eip in eips}
+        inner, outer, management = self.further.sides(gw, inside)
         return GatewayPlan(
             name=gw.name, netns=netns_name(self.lab, "gw", gw.name), vpc=gw.vpc, subnet=inside.name,
             bridge=self.lans[inside.name].bridge, lan=IPv4Interface((lan, inside.cidr.prefixlen)),
@@ -203,6 +194,7 @@ class _Planner:
             external=None if net1 is None else IPv4Interface((net1, outside.cidr.prefixlen)),
             routes=tuple(dict.fromkeys(routes)), vpc_cidrs=tuple(others), eips=eips, fips=self._fips(names),
             dnats=self._dnats(names), snats=self._snats(names),
+            vpc_interface=inner, external_interface=outer, management=management,
         )  # fmt: skip
 
     def _eips(self, gw: VpcNatGateway, outside: Subnet) -> tuple[Eip, ...]:
@@ -270,12 +262,16 @@ class _Planner:
             )
             return
         extra = sorted(k for k in pod.meta.annotations if "kubernetes.io/" in k or "cni.cncf.io/" in k)
-        for key in (k for k in extra if k not in _HANDLED_ANNOTATIONS):
+        nics = tuple(self.further.nics(pod, home))
+        for key in (k for k in extra if k not in _HANDLED_ANNOTATIONS and not self.further.handles(pod, k)):
             self.notes.append(f"{pod.title}: annotation {key} is not simulated.")
         self.notes.append(f"{pod.title}: its containers do not run; an echo server stands in for them.")
         address = IPv4Address(pod.ip_address) if pod.ip_address else self._free(home.name, pod.title)
         name = f"{pod.meta.namespace}/{pod.name}"
-        self._host(home.vpc_name, address, label=name, netns=netns_name(self.lab, "pod", pod.meta.namespace, pod.name))
+        host = self._host(
+            home.vpc_name, address, label=name, netns=netns_name(self.lab, "pod", pod.meta.namespace, pod.name)
+        )
+        self.hosts[home.vpc_name, address] = host.model_copy(update={"nics": nics})
 
     def _spare_hosts(self, gateways: tuple[GatewayPlan, ...]) -> None:
         """A plain tenant wherever a test needs one: behind each SNAT, and beside each target of a hairpin."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -216,3 +216,10 @@ def test_a_refusal_in_a_batch_names_its_own_step(links: KernelLinks) -> None:
     with pytest.raises(Refused, match="invalid gateway") as refused:
         links.commit([*map(AddAddress, keys), *routes])
     assert refused.value.step == "replace route 10.11.0.0/24 via 172.31.0.1 dev net1"
+
+
+def test_a_namespace_that_never_had_a_route_reads_as_one_without(make_netns: Callable[[], Namespace]) -> None:
+    driver = KernelLinks()
+    with make_netns().entered():
+        assert driver.read().routes == {}
+    driver.close()

@@ -209,3 +209,15 @@ def test_two_gateways_of_the_same_tenant_addresses_do_not_meet(world: World) -> 
         one.kill()
         for flow in (inbound, flows[1]):
             flow.talk()
+
+
+def test_an_external_link_that_goes_down_and_up_gets_its_routes_back(world: World, gateway: Gateway) -> None:
+    """The kernel drops a downed interface's routes and does not bring them back."""
+    before = gateway.run("ip", "route", "show", "default")
+    assert "dev net1" in before
+    gateway.ip("link set net1 down")
+    wait_for(lambda: not gateway.status()["ready"], "the gateway to say that it is not ready")
+    gateway.ip("link set net1 up")
+    wait_for(lambda: gateway.status()["ready"], "the gateway to be ready again")
+    assert gateway.run("ip", "route", "show", "default") == before
+    works(world)

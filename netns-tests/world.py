@@ -179,6 +179,8 @@ class Gateway(Host):
     whoever gave it.
     """
 
+    script = SCRIPT
+
     def __init__(
         self,
         world: World,
@@ -247,7 +249,7 @@ class Gateway(Host):
         """One call of the script as a controller makes it, with pipes; it may fail."""
         values = (f"{name}={value}" for name, value in (self._environment | environment).items())
         return subprocess.run(
-            ["ip", "netns", "exec", self.name, "env", *values, "bash", str(SCRIPT), *words],
+            ["ip", "netns", "exec", self.name, "env", *values, "bash", str(self.script), *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -124,8 +124,9 @@ def _apply_link_step(actual: Actual, step: AddressStep) -> Actual:  # noqa: PLR0
             _need(not rule.is_in(actual.policy_rules), step, "File exists")
             return replace(actual, policy_rules=actual.policy_rules | {rule})
         case DeletePolicyRule(rule):
-            _need(rule in actual.policy_rules, step, "No such file or directory")
-            return replace(actual, policy_rules=actual.policy_rules - {rule})
+            _need(rule.is_in(actual.policy_rules), step, "No such file or directory")
+            left = (other for other in actual.policy_rules if not rule.matches(other))
+            return replace(actual, policy_rules=frozenset(left))
         case SetArp(name) | SetPromoteSecondaries(name) | SetUp(name):
             _need(name in actual.links, step, "Cannot find device")
             return replace(actual, links={**actual.links, name: switched(actual.links[name], step)})

@@ -141,7 +141,7 @@ def snapshot(plan: Plan, before: Actual, now: Actual) -> Desired:
             case SetUp(interface, _) if interface in before.links:
                 up[interface] = before.links[interface].up
             case AddPolicyRule(rule) | DeletePolicyRule(rule):
-                policy_rules[rule] = rule in before.policy_rules
+                policy_rules[rule] = rule.is_in(before.policy_rules)
     heads = _snapshot_heads(plan, before, now)
     return Desired(chains, hooks, addresses, routes, arp, promote, up, policy_rules, heads, sysctls, devices, masters)
 

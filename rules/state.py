@@ -56,7 +56,11 @@ class PolicyRule(NamedTuple):
 
     def is_in(self, rules: Collection[PolicyRule]) -> bool:
         """Whether the statement holds where these rules stand."""
-        return self in rules or (self.priority is None and any(r._replace(priority=None) == self for r in rules))
+        return self in rules or (self.priority is None and any(map(self.matches, rules)))
+
+    def matches(self, other: PolicyRule) -> bool:
+        """Whether the kernel would delete the other one if it were asked to delete this one."""
+        return self == (other if self.priority is not None else other._replace(priority=None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,10 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
         "/v1/dnats/{eip}/{port}/{protocol}": item,
         "/v1/snats/{eip}/{addr}/{len}": item,
         "/v1/routes/{addr}/{len}": item,
-        **{path: {"get"} for path in ("/v1/status", "/v1/ruleset", "/v1/explain", "/healthz", "/readyz")},
+        **{
+            path: {"get"}
+            for path in ("/v1/status", "/v1/load-balancer", "/v1/ruleset", "/v1/explain", "/healthz", "/readyz")
+        },
     }
 
 

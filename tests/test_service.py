@@ -15,7 +15,7 @@ from rules.edit import Conflict, NotInitialized, edit_all
 from rules.flows import Flow
 from rules.nat import SHARED_DNAT
 from rules.spec import GatewaySpec
-from rules.state import AddressKey
+from rules.state import AddressKey, RouteKey
 from tests.gateway_kit import Gateway, example, gateway
 
 EIP = c.EipAdd(address="192.168.0.10/24")
@@ -234,3 +234,29 @@ def test_a_change_after_the_end_is_refused_at_once(pod: Gateway) -> None:
     pod.service.close()
     with pytest.raises(Refused, match="the daemon is ending"):
         run(pod.service, EIP)
+
+
+def test_what_goes_with_a_link_comes_back_with_it(pod: Gateway) -> None:
+    run(pod.service, c.Init(), c.SetGateways(gateway_v4="192.168.0.1"), EIP)
+    default = pod.kernel.routes.pop(RouteKey("0.0.0.0/0"))
+    pod.service.links_changed()
+    run(pod.service, c.Init())
+    assert pod.kernel.routes[RouteKey("0.0.0.0/0")] == default
+    assert pod.service.status().transactions.committed == 2
+
+
+def test_a_surprise_while_catching_up_does_not_end_the_writer(pod: Gateway) -> None:
+    run(pod.service, c.Init(), EIP)
+    pod.kernel.addresses.pop(AddressKey("net1", "192.168.0.10/24"))
+
+    def surprise(step: str) -> None:
+        raise ZeroDivisionError(step)
+
+    pod.kernel.faults = surprise
+    pod.service.links_changed()
+    with pytest.raises(ZeroDivisionError):
+        run(pod.service, c.Init())
+    pod.kernel.faults = None
+    run(pod.service, c.Init())
+    assert pod.service.ready
+    assert AddressKey("net1", "192.168.0.10/24") in pod.kernel.addresses

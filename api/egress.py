@@ -48,7 +48,7 @@ def main(environment: Mapping[str, str]) -> int:
     links = KernelLinks()
     try:
         drivers = firewall(environment, 4), firewall6(environment)
-        kernel = Kernel(drivers[0], links, KernelFlows(), drivers[1], tables=("nat",))
+        kernel = Kernel(drivers[0], links, KernelFlows(), firewall6=drivers[1], tables=("nat",))
         plan = egress.start(kernel, links, environment)
     except (BadEnvironment, Refused, ValueError) as error:
         sys.stderr.write(f"init-vpc-egress-gateway: {' '.join(str(error).split())}\n")

@@ -173,6 +173,18 @@ def _external_route(word: str) -> list[Command]:
     return [_command(word, "set-gateways", gatewayV4=named["gateway"])]
 
 
+def _shared_dnat_add(word: str) -> list[Command]:
+    named = _named(word, ("eip", "externalPort", "protocol", "backends"))
+    if word.count(",") > 3:
+        raise BadRequest(f"{word}: more than 4 fields (eip,externalPort,protocol,backends)")
+    ends = [backend.partition(":") for backend in named.pop("backends").split("@")]
+    for ip, _, port in ends:
+        if not (port.isascii() and port.isdigit()):
+            raise BadRequest(f"{word}: backends: {f'{ip}:{port}'!r} is not an address with a port")
+    backends = [{"internalIp": ip, "internalPort": port} for ip, _, port in ends]
+    return [_command(word, "nft-dnat-map-add", **named, backends=backends)]
+
+
 def _nothing(_words: Sequence[str], _context: Context) -> list[Command]:
     return []
 
@@ -230,6 +242,16 @@ VERBS: Mapping[str, Verb] = {
     ),
     "dnat-del": Verb(
         "EIP,PORT,PROTOCOL", "delete a port mapping", _deletes("dnat-del", "eip", "externalPort", "protocol")
+    ),
+    "nft-dnat-map-add": Verb(
+        "EIP,PORT,PROTOCOL,IP:PORT[@IP:PORT...]",
+        "spread a port of an EIP over exactly these backends",
+        _each(_shared_dnat_add),
+    ),
+    "nft-dnat-map-del": Verb(
+        "EIP,PORT,PROTOCOL",
+        "delete a spread port",
+        _deletes("nft-dnat-map-del", "eip", "externalPort", "protocol"),
     ),
     "snat-add": Verb(f"EIP,INTERNAL_CIDR[,{RANDOM_FULLY}]", "give what leaves the EIP as its source", _each(_snat_add)),
     "snat-del": Verb("EIP,INTERNAL_CIDR", "delete a source translation", _deletes("snat-del", "eip", "internalCIDR")),

@@ -9,6 +9,7 @@ from pydantic import Field
 from api.rendered import rendered
 from rules.desired import Facts
 from rules.iptables import render_rule
+from rules.share import services
 from rules.spec import GatewaySpec, InterfaceName, IPv4, Part, Port
 from rules.state import Actual
 from rules.trace import Host, Packet, Verdict, route, trace
@@ -59,7 +60,10 @@ class Translation(Part):
 
 
 class Explanation(Part):
-    """The packet's walk. ``text`` tells all of it to people, a line a step."""
+    """The packet's walk. ``text`` tells all of it to people, a line a step.
+
+    ``backends``: where a shared DNAT sends such packets; the walk is that to the first.
+    """
 
     packet: PacketModel
     in_interface: str
@@ -69,6 +73,7 @@ class Explanation(Part):
     out_interface: str | None
     next_hop: str | None
     reply: Translation | None
+    backends: list[str]
     text: list[str]
 
 
@@ -93,7 +98,7 @@ def explain(question: Question, spec: GatewaySpec, facts: Facts, actual: Actual)
         question.destination.port or 0,
         came,
     )
-    fate = trace(packet, rendered(spec, facts), host)
+    fate = trace(packet, rendered(spec, facts), host, services=services(spec))
     return Explanation(
         packet=_packet(packet),
         in_interface=came,
@@ -112,6 +117,7 @@ def explain(question: Question, spec: GatewaySpec, facts: Facts, actual: Actual)
         out_interface=fate.out_interface,
         next_hop=fate.next_hop,
         reply=Translation(arrives=_packet(fate.reply[0]), leaves=_packet(fate.reply[1])) if fate.reply else None,
+        backends=[f"{address}:{port}" for address, port in fate.backends],
         text=fate.describe(),
     )
 

@@ -24,6 +24,19 @@ GATEWAY: dict[str, Example] = {
             ],
             "snats": [{"eip": "192.168.0.10", "internalCIDR": "10.0.1.0/24", "randomFully": True}],
             "routes": [{"cidr": "10.0.2.0/24", "nextHopIP": "10.0.1.1"}],
+            "sharedDnats": [
+                {
+                    "eip": "192.168.0.10",
+                    "externalPort": 443,
+                    "protocol": "tcp",
+                    "backends": [
+                        {"internalIp": "10.0.1.10", "internalPort": 8443},
+                        {"internalIp": "10.0.1.11", "internalPort": 8443},
+                    ],
+                    "sessionAffinity": "ClientIP",
+                    "sessionAffinityTimeoutSeconds": 600,
+                }
+            ],
         },
     },
     "nothing yet": {
@@ -46,6 +59,22 @@ COMMANDS: dict[str, Example] = {
                 "internalIp": "10.0.1.10",
                 "internalPort": 8443,
             },
+        ],
+    },
+    "spread a port over two backends": {
+        "summary": "Exactly these backends; without sessionAffinity, the one that stands is kept",
+        "value": [
+            {
+                "op": "nft-dnat-map-add",
+                "eip": "192.168.0.20",
+                "externalPort": 53,
+                "protocol": "udp",
+                "backends": [
+                    {"internalIp": "10.0.1.10", "internalPort": 53},
+                    {"internalIp": "10.0.1.11", "internalPort": 53},
+                ],
+                "sessionAffinity": "None",
+            }
         ],
     },
     "take an EIP away": {

@@ -14,9 +14,9 @@ from api.http_gateway import Committer
 from api.http_models import NOT_THERE, WRITE_PROBLEMS, Result
 from api.http_problems import bad_field
 from gateway.service import Edit, Service
-from rules.edit import NotInitialized
+from rules.edit import NotInitialized, checked
 from rules.keyed import Keyed
-from rules.spec import Dnat, Eip, Fip, GatewaySpec, IPv4, Port, Protocol, Route, Snat
+from rules.spec import Dnat, Eip, Fip, GatewaySpec, IPv4, Part, Port, Protocol, Route, SharedDnat, Snat
 
 Key = Any
 
@@ -64,9 +64,14 @@ class Kind:
     name: str
     title: str
     path: str
-    model: type[Eip | Fip | Dnat | Snat | Route]
+    model: type[Part]
     key: Callable[..., Key]
     identity: tuple[str, ...]
+
+    @property
+    def segment(self) -> str:
+        """The collection's name in paths."""
+        return self.name.replace("_", "-")
 
     def of(self, spec: GatewaySpec) -> Keyed[Any]:
         """The spec's objects of this kind."""
@@ -91,6 +96,14 @@ KINDS = (
     Kind("dnats", "DNAT", "/{eip}/{port}/{protocol}", Dnat, _dnat, ("eip", "externalPort", "protocol")),
     Kind("snats", "SNAT", "/{eip}/{addr}/{len}", Snat, _snat, ("eip", "internalCIDR")),
     Kind("routes", "route", "/{addr}/{len}", Route, _route, ("cidr",)),
+    Kind(
+        "shared_dnats",
+        "shared DNAT",
+        "/{eip}/{port}/{protocol}",
+        SharedDnat,
+        _dnat,
+        ("eip", "externalPort", "protocol"),
+    ),
 )
 
 
@@ -102,12 +115,12 @@ def add_items(app: FastAPI, service: Service, commit: Committer) -> None:
 
 
 def _add_reads(app: FastAPI, service: Service, kind: Kind) -> None:
-    @app.get(f"/v1/{kind.name}", response_model=list[kind.model], name=f"list {kind.name}")  # type: ignore[name-defined]
+    @app.get(f"/v1/{kind.segment}", response_model=list[kind.model], name=f"list {kind.name}")  # type: ignore[name-defined]
     async def listed() -> Any:
         return list(kind.of(service.spec or GatewaySpec()))
 
     @app.get(
-        f"/v1/{kind.name}{kind.path}",
+        f"/v1/{kind.segment}{kind.path}",
         response_model=kind.model,
         name=f"get {kind.title}",
         responses=NOT_THERE,
@@ -120,7 +133,7 @@ def _add_reads(app: FastAPI, service: Service, kind: Kind) -> None:
 
 
 def _add_writes(app: FastAPI, commit: Committer, kind: Kind) -> None:
-    path = f"/v1/{kind.name}{kind.path}"
+    path = f"/v1/{kind.segment}{kind.path}"
 
     @app.put(
         path,
@@ -136,7 +149,9 @@ def _add_writes(app: FastAPI, commit: Committer, kind: Kind) -> None:
     ) -> Result:
         kind.check(key, wanted)
         announce = [wanted.ip] if isinstance(wanted, Eip) else []
-        before, done = await commit(request, _edit(kind, lambda standing: standing.put(wanted)), announce=announce)
+        before, done = await commit(
+            request, _edit(kind, lambda standing: standing.put(wanted), wanted), announce=announce
+        )
         response.status_code = 200 if key in kind.of(before or GatewaySpec()) else 201
         return done
 
@@ -151,10 +166,11 @@ def _add_writes(app: FastAPI, commit: Committer, kind: Kind) -> None:
         await commit(request, _edit(kind, lambda standing: standing.drop(key)))
 
 
-def _edit(kind: Kind, change: Callable[[Keyed[Any]], Keyed[Any]]) -> Edit:
+def _edit(kind: Kind, change: Callable[[Keyed[Any]], Keyed[Any]], wanted: Part | None = None) -> Edit:
     def edit(spec: GatewaySpec | None) -> GatewaySpec:
         if spec is None:
             raise NotInitialized
-        return spec.model_copy(update={kind.name: change(kind.of(spec))})
+        changed = spec.model_copy(update={kind.name: change(kind.of(spec))})
+        return changed if wanted is None else checked(changed, wanted)
 
     return edit

@@ -9,6 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from gateway.service import Outcome
 from rules.iptables import render_rule
+from rules.nft import command_lines
 from rules.ruleset import ChainEdit, DeleteChain, DeleteRule, InsertRule, NewChain, ReplaceRules
 from rules.spec import Part
 from rules.state import (
@@ -18,6 +19,7 @@ from rules.state import (
     DeleteAddress,
     DeletePolicyRule,
     DeleteRoute,
+    EditNft,
     EditTable,
     Plan,
     ReplaceRoute,
@@ -46,6 +48,14 @@ class EditTableStep(Part):
     step: Literal["edit-table"] = "edit-table"
     table: str
     edits: list[ChainEditModel]
+    text: str
+
+
+class EditNftStep(Part):
+    """Commands for the nftables table of share-type DNAT, committed as one."""
+
+    step: Literal["edit-nft"] = "edit-nft"
+    commands: list[str]
     text: str
 
 
@@ -89,7 +99,7 @@ class SwitchStep(Part):
 
 
 StepModel = Annotated[
-    EditTableStep | AddressStep | RouteStep | PolicyRuleStep | SwitchStep, Field(discriminator="step")
+    EditTableStep | EditNftStep | AddressStep | RouteStep | PolicyRuleStep | SwitchStep, Field(discriminator="step")
 ]
 
 
@@ -179,6 +189,10 @@ def _step(step: Step) -> StepModel:  # noqa: PLR0911 -- one line a step
         case EditTable(table, edits):
             listed = [_edit(table, edit) for edit in edits]
             return EditTableStep(table=table, edits=listed, text=f"{len(listed)} edits of table {table}, in one commit")
+        case EditNft(commands):
+            lines = [line for command in commands for line in command_lines(command)]
+            text = f"{len(commands)} edits of table ip kube-ovn, in one commit"
+            return EditNftStep(commands=lines, text=text)
         case AddAddress(key):
             text = f"ip address add {key.address} dev {key.interface}"
             return AddressStep(step="add-address", interface=key.interface, address=key.address, text=text)

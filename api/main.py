@@ -32,6 +32,7 @@ from gateway.arp.ask import ask
 from gateway.arp.link import LinksLost, Monitor
 from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.links import KernelLinks
+from gateway.kernel.nft import KernelNft
 from gateway.kernel.variant import choose, iptables_version
 from gateway.ports import Firewall
 from gateway.service import Service
@@ -112,12 +113,15 @@ def _firewall(settings: Settings) -> Firewall:
     return NftVariantFirewall()
 
 
-def _interfaces(settings: Settings) -> Interfaces:
-    """The names that ``init`` left in the env file, else those of the environment, else the usual ones."""
-    left = interfaces_file(settings.env_file)
-    return Interfaces(
-        vpc=left.get("VPC_INTERFACE") or os.environ.get("VPC_INTERFACE") or "eth0",
-        external=left.get("EXTERNAL_INTERFACE") or os.environ.get("EXTERNAL_INTERFACE") or "net1",
+def _interfaces(settings: Settings) -> Interfaces | None:
+    """The names that ``init`` left in the env file, else those of the environment; None where neither has any.
+
+    Then a gateway that is adopted from the kernel takes them from its rules, and only a new one the usual ones.
+    """
+    said = dict(os.environ) | interfaces_file(settings.env_file)
+    names = {"vpc": said.get("VPC_INTERFACE"), "external": said.get("EXTERNAL_INTERFACE")}
+    return (
+        Interfaces.model_validate({side: name for side, name in names.items() if name}) if any(names.values()) else None
     )
 
 
@@ -126,7 +130,7 @@ async def _serve(settings: Settings) -> None:
     firewall = _firewall(settings)
     announcer = Announcer(clock)
     service = Service(
-        Kernel(firewall, KernelLinks(), KernelFlows()),
+        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft()),
         announcer,
         Store(settings.state_dir),
         clock,

@@ -21,6 +21,8 @@ SIGNS = {
     "delete-rule": "-",
     "add-address": "+",
     "delete-address": "-",
+    "add": "+",
+    "delete": "-",
     "replace-route": "+",
     "delete-route": "-",
     "add-policy-rule": "+",
@@ -59,6 +61,8 @@ def show_status(status: dict[str, Any]) -> None:
             f"[red]address conflict[/]: {conflict['address']} on {escape(conflict['interface'])} is also held by "
             f"{conflict['mac']}, seen {conflict['count']} times, last {_when(conflict['lastSeen'])}"
         )
+    for warning in status.get("warnings", ()):
+        out.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
     if error := status["lastError"]:
         out.print(f"[red]last error[/] {_when(error['at'])}, {escape(error['by'])}: {escape(error['message'])}")
 
@@ -85,6 +89,9 @@ def show_plan(result: dict[str, Any]) -> None:
 
 def _lines(steps: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     for step in steps:
+        if step["step"] == "edit-nft":
+            yield from ((SIGNS.get(line.partition(" ")[0], "~"), f"nft {line}") for line in step["commands"])
+            continue
         if step["step"] != "edit-table":
             yield SIGNS.get(step["step"], "~"), step["text"]
             continue

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
 from gateway.ports import Hop, LinksReading, Refused, Variant
-from rules.apply import Rejected, apply_device_step, apply_edits, switched
+from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, switched
 from rules.flows import Flow, FlowFilter
+from rules.nft import NftCommand, NftTable
 from rules.ruleset import BUILTIN, FAMILIES, ChainEdit, ChainRef, Family, Rules, Ruleset
 from rules.state import (
     MAIN_TABLE,
+    USUAL_PRIORITY,
     AddAddress,
     AddDevice,
     AddPolicyRule,
@@ -43,8 +45,6 @@ from rules.state import (
 
 Fault = Callable[[str], None]
 
-MAIN_RULE = 32766  # priority of the rule that leads to the main table
-
 
 @dataclass
 class FakeKernel:
@@ -59,6 +59,7 @@ class FakeKernel:
     lacks: frozenset[type[Device]] = frozenset()
     """Kinds of devices that this kernel was built without."""
     conntrack: list[Flow] = field(default_factory=list)
+    nft: NftTable = field(default_factory=NftTable)
     faults: Fault | None = None
     writes: int = 0
 
@@ -173,7 +174,8 @@ class FakeLinks:
             case DeleteRoute(key, _):
                 self.kernel.routes.pop(key, None)
             case AddPolicyRule(rule):
-                self.kernel.policy_rules.add(rule._replace(priority=self._priority(rule)))
+                priority = USUAL_PRIORITY if rule.priority is None else rule.priority
+                self.kernel.policy_rules.add(rule._replace(priority=priority))
             case DeletePolicyRule(rule):
                 self.kernel.policy_rules = {other for other in self.kernel.policy_rules if not rule.matches(other)}
             case AddDevice() | DeleteDevice() | SetMaster():
@@ -187,12 +189,6 @@ class FakeLinks:
                 if step == SetUp(interface, False):
                     routes = self.kernel.routes.items()
                     self.kernel.routes = {key: entry for key, entry in routes if entry.interface != interface}
-
-    def _priority(self, rule: PolicyRule) -> int:
-        """The one it names, or the one that puts it ahead of all but the local table's."""
-        if rule.priority is not None:
-            return rule.priority
-        return min((other.priority for other in self.kernel.policy_rules if other.priority), default=MAIN_RULE) - 1
 
     def _change_device(self, step: DeviceStep) -> None:
         if isinstance(step, AddDevice) and type(step.device) in self.kernel.lacks:
@@ -227,6 +223,24 @@ class FakeLinks:
         via = ip_address(entry.via)
         if not any(via in ip_network(network) for network in on_link):
             raise Refused(str(step), "Network is unreachable", retryable=True)
+
+
+@dataclass
+class FakeNft:
+    """``Nft`` over a FakeKernel."""
+
+    kernel: FakeKernel
+
+    def read(self) -> NftTable:
+        return self.kernel.nft
+
+    def commit(self, commands: Sequence[NftCommand]) -> None:
+        step = "edit table ip kube-ovn"
+        self.kernel.step(step)
+        try:
+            self.kernel.nft = apply_commands(self.kernel.nft, commands)
+        except Rejected as error:
+            raise Refused(step, str(error), retryable=False) from error
 
 
 @dataclass

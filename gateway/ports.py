@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rules.flows import Flow, FlowFilter
+from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import AddressKey, LinkState, LinkStep, PolicyRule, RouteEntry, RouteKey
 
@@ -101,6 +102,18 @@ class Flows(Protocol):
 
     def delete(self, flows: Iterable[Flow]) -> int:
         """Delete these entries; returns how many were still there."""
+        ...
+
+
+class Nft(Protocol):
+    """The nftables table of share-type DNAT."""
+
+    def read(self) -> NftTable:
+        """What it holds; the empty value where there is no table, or the kernel has no nftables."""
+        ...
+
+    def commit(self, commands: Sequence[NftCommand]) -> None:
+        """Carry the commands out as one transaction; raises Refused and changes nothing."""
         ...
 
 

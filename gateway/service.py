@@ -31,6 +31,7 @@ from gateway.status import (
 )
 from gateway.store import Store, Stored
 from gateway.transaction import Kernel
+from rules.advice import warnings
 from rules.appliance import OtherAppliance, Spec, adopt, is_stale, only, suspects
 from rules.desired import Facts
 from rules.edit import Conflict, NotInitialized
@@ -223,6 +224,7 @@ class Service:
             ],
             last_error=self._error,
             pending=pending,
+            warnings=warnings(spec) if isinstance(spec, GatewaySpec) else [],
             generation=self._generation,
             transactions=self._counts,
             uptime_seconds=self._clock.monotonic() - self._started,

@@ -41,6 +41,7 @@ class Counts(Part):
     dnats: int = 0
     snats: int = 0
     routes: int = 0
+    shared_dnats: int = 0
 
     @classmethod
     def of(cls, spec: Spec | None) -> Self:

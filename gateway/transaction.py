@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gateway.ports import Firewall, Flows, Links, LinksReading, Refused
+from gateway.ports import Firewall, Flows, Links, LinksReading, Nft, Refused
 from rules.appliance import Spec, desired
-from rules.delta import delta, touched_tables, touches_links, undo
+from rules.delta import delta, touched_tables, touches_links, touches_nft, undo
 from rules.desired import Facts
+from rules.nft import NftTable
 from rules.ruleset import FAMILIES, Family, Ruleset
-from rules.state import Actual, EditTable, LinkStep, Plan
+from rules.state import Actual, EditNft, EditTable, LinkStep, Plan
 
 TABLES = ("mangle", "nat")
 # One pass does it; a second one mends what the kernel itself changed on the way (routes that went with an address).
@@ -44,8 +45,9 @@ class Kernel:
     firewall: Firewall
     links: Links
     flows: Flows
+    nft: Nft | None = None
+    """The table of share-type DNAT, and below the same tables for IPv6: where they matter."""
     firewall6: Firewall | None = None
-    """The same tables for IPv6, where they matter."""
     tables: tuple[str, ...] = TABLES
 
 
@@ -54,11 +56,11 @@ def read(kernel: Kernel) -> Actual:
     chains = kernel.firewall.read(kernel.tables).chains
     if kernel.firewall6:
         chains = {**chains, **kernel.firewall6.read(kernel.tables).chains}
-    return _actual(Ruleset(chains), kernel.links.read())
+    return _actual(Ruleset(chains), kernel.links.read(), kernel.nft.read() if kernel.nft else NftTable())
 
 
-def _actual(ruleset: Ruleset, read: LinksReading) -> Actual:
-    return Actual(ruleset, read.links, read.addresses, read.routes, read.policy_rules, read.sysctls)
+def _actual(ruleset: Ruleset, read: LinksReading, nft: NftTable) -> Actual:
+    return Actual(ruleset, read.links, read.addresses, read.routes, nft, read.policy_rules, read.sysctls)
 
 
 def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
@@ -126,6 +128,9 @@ def _commit(kernel: Kernel, todo: Plan) -> None:
         if isinstance(step, EditTable):
             _flush(kernel, batch)
             _firewall(kernel, step.family).edit(step.table, step.edits)
+        elif isinstance(step, EditNft):
+            _flush(kernel, batch)
+            _nft(kernel).commit(step.commands)
         else:
             batch.append(step)
     _flush(kernel, batch)
@@ -136,6 +141,12 @@ def _firewall(kernel: Kernel, family: Family) -> Firewall:
     if firewall is None:
         raise Refused("edit an IPv6 table", "there is no driver for IPv6 tables", retryable=False)
     return firewall
+
+
+def _nft(kernel: Kernel) -> Nft:
+    if kernel.nft is None:
+        raise Refused("edit the table of share-type DNAT", "there is no driver for it", retryable=False)
+    return kernel.nft
 
 
 def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
@@ -152,6 +163,7 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
             kept = {ref: rules for ref, rules in chains.items() if ref.family != family or ref.table not in tables}
             chains = {**kept, **_firewall(kernel, family).read(tables).chains}
     ruleset = Ruleset(chains)
+    nft = _nft(kernel).read() if touches_nft(touched) else actual.nft
     if not touches_links(touched):
-        return replace(actual, ruleset=ruleset)
-    return _actual(ruleset, kernel.links.read())
+        return replace(actual, ruleset=ruleset, nft=nft)
+    return _actual(ruleset, kernel.links.read(), nft)

@@ -304,7 +304,7 @@ def _rule_conflicts(m: Manifests) -> Iterator[str]:
             )
     identities: dict[tuple[str, int, str], IptablesDnatRule] = {}
     for dnat in m.dnats.values():
-        if dnat.eip in floating:
+        if dnat.eip in floating and dnat.type != "share":  # a shared one decides before the floating IP
             owner = floating[dnat.eip].title
             yield f"{dnat.title} uses EIP {dnat.eip}, which {owner} owns whole: no packet would reach it."
         known = identities.setdefault((dnat.eip, dnat.external_port, dnat.protocol.lower()), dnat)

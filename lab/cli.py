@@ -175,6 +175,9 @@ def _print_world(world: World, dry_run: bool) -> None:
         rules += [
             f"{d.name}: {d.eip}:{d.external_port}/{d.protocol} -> {d.internal}:{d.internal_port}" for d in gw.dnats
         ]
+        for s in gw.shares:
+            backends = ", ".join(f"{address}:{port}" for address, port in s.backends)
+            rules.append(f"{s.name}: {s.eip}:{s.external_port}/{s.protocol} -> {backends}")
         rules += [f"{s.name}: {s.cidr} -> {s.eip}" for s in gw.snats]
         inside = f"{gw.vpc_interface} {gw.lan}"
         outside = f"{gw.external_interface} {gw.external or 'without address of its own'}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.netns import inside
-from lab.world import GatewayPlan, Snat
+from lab.world import GatewayPlan, Share, Snat
 
 SCRIPT = Path(__file__).resolve().parent.parent / "image" / "rootfs" / "kube-ovn" / "nat-gateway.sh"
 _EXEC_SECONDS = 60.0  # the controller waits for ever; a lab says so instead
@@ -77,7 +77,14 @@ def object_calls(gw: GatewayPlan) -> list[Call]:
             Call("dnat-add", (f"{d.eip},{d.external_port},{d.protocol},{d.internal},{d.internal_port}",))
             for d in gw.dnats
         ),
+        *(share_call(share) for share in gw.shares),
     ]
+
+
+def share_call(share: Share) -> Call:
+    """All backends at once, sorted as text, as the controller names them whenever one of the rules changes."""
+    backends = "@".join(sorted(f"{address}:{port}" for address, port in share.backends))
+    return Call("nft-dnat-map-add", (f"{share.eip},{share.external_port},{share.protocol},{backends}",))
 
 
 VERSION_CALL = Call("get-iptables-version")

@@ -151,6 +151,7 @@ def _ask(name: str, tried: Iterable[Probe]) -> list[dict[str, str]]:
             "how": probe.how,
             "to": str(probe.to),
             "port": probe.port,
+            "times": probe.times,
             "wait": _SILENCE_SECONDS if probe.expect.host is None else _ANSWER_SECONDS,
         }
         for probe in tried

@@ -6,8 +6,9 @@
 
 ``serve`` prints "ready" when every port is open, lets go of its standard streams and goes on until it is killed; on
 TCP it understands a plain line as well as an HTTP GET, so that curl is a client. A task is {"how": "tcp" | "udp" |
-"ping" | "hop", "to": address, "port": number, "wait": seconds}; the result {"host", "peer"} or {"error"}. "hop" tells
-as "host" who gives up on a packet at the second hop, as traceroute would.
+"ping" | "hop", "to": address, "port": number, "wait": seconds, "times": number (1)}; the result {"host", "peer"} or
+{"error"}. A task that is repeated ends at the first error; different hosts and peers are joined by "and", in
+alphabetical order. "hop" tells as "host" who gives up on a packet at the second hop, as traceroute would.
 """
 
 from __future__ import annotations
@@ -91,6 +92,15 @@ def serve(name: str, ports: list[str]) -> None:
 
 
 def ask(task: dict[str, Any]) -> dict[str, str]:
+    replies: list[dict[str, str]] = []
+    for _ in range(task.get("times", 1)):
+        replies.append(_ask_once(task))
+        if "error" in replies[-1]:
+            return replies[-1]
+    return {name: " and ".join(sorted({reply[name] for reply in replies})) for name in ("host", "peer")}
+
+
+def _ask_once(task: dict[str, Any]) -> dict[str, str]:
     try:
         if task["how"] == "ping":
             return _ping(task["to"], task["wait"])

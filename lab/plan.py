@@ -14,7 +14,7 @@ from lab.check import Refused, nad_of, pod_home, refusals
 from lab.egressplan import EgressPlan
 from lab.further import Further
 from lab.ipam import Pool
-from lab.kinds import DEFAULT_VPC, Pod, Subnet, Vpc, VpcNatGateway
+from lab.kinds import DEFAULT_VPC, IptablesDnatRule, Pod, Subnet, Vpc, VpcNatGateway
 from lab.manifests import Manifests
 from lab.routing import Connected, Policy, Router, Static, intersection, parse_match
 from lab.world import (
@@ -27,6 +27,7 @@ from lab.world import (
     Lan,
     Listen,
     Segment,
+    Share,
     Snat,
     ViaRoute,
     VpcPlan,
@@ -203,7 +204,7 @@ class _Planner:
             external_cidr=outside.cidr, external_gateway=outside.gateway_address,
             external=None if net1 is None else IPv4Interface((net1, outside.cidr.prefixlen)),
             routes=tuple(dict.fromkeys(routes)), vpc_cidrs=tuple(others), eips=eips, fips=self._fips(names),
-            dnats=self._dnats(names), snats=self._snats(names),
+            dnats=self._dnats(names), snats=self._snats(names), shares=self._shares(names),
             vpc_interface=inner, external_interface=outer, management=management,
         )  # fmt: skip
 
@@ -223,18 +224,28 @@ class _Planner:
         return tuple(Fip(name=f.name, eip=self.eip_addresses[f.eip], internal=f.internal_ip) for f in mine)
 
     def _dnats(self, eips: set[str]) -> tuple[Dnat, ...]:
-        mine = []
-        for dnat in self.m.dnats.values():
-            if dnat.eip in eips and dnat.type == "share":
-                self.notes.append(f"{dnat.title}: type share is not simulated; the rule is left out.")
-            elif dnat.eip in eips:
-                mine.append(dnat)
+        mine = [dnat for dnat in self.m.dnats.values() if dnat.eip in eips and dnat.type != "share"]
         return tuple(
             Dnat(
                 name=d.name, eip=self.eip_addresses[d.eip], external_port=d.external_port, protocol=d.protocol,
                 internal=d.internal_ip, internal_port=d.internal_port,
             )
             for d in mine
+        )  # fmt: skip
+
+    def _shares(self, eips: set[str]) -> tuple[Share, ...]:
+        """The rules of type share, those of one EIP, port and protocol together."""
+        groups: dict[tuple[str, int, str], list[IptablesDnatRule]] = {}
+        for dnat in self.m.dnats.values():
+            if dnat.eip in eips and dnat.type == "share":
+                groups.setdefault((dnat.eip, dnat.external_port, dnat.protocol.lower()), []).append(dnat)
+        return tuple(self._share(eip, port, rules) for (eip, port, _), rules in groups.items())
+
+    def _share(self, eip: str, port: int, rules: list[IptablesDnatRule]) -> Share:
+        backends = dict.fromkeys((rule.internal_ip, rule.internal_port) for rule in rules)
+        return Share(
+            name=", ".join(rule.name for rule in rules), eip=self.eip_addresses[eip], external_port=port,
+            protocol=rules[0].protocol, backends=tuple(backends),
         )  # fmt: skip
 
     def _snats(self, eips: set[str]) -> tuple[Snat, ...]:
@@ -248,6 +259,9 @@ class _Planner:
                 self._host(gw.vpc, fip.internal)
             for dnat in gw.dnats:
                 self._host(gw.vpc, dnat.internal, Listen(protocol=dnat.transport, port=dnat.internal_port))
+            for share in gw.shares:
+                for address, port in share.backends:
+                    self._host(gw.vpc, address, Listen(protocol=share.transport, port=port))
 
     def _host(self, vpc: str, address: IPv4Address, *listens: Listen, label: str = "", netns: str = "") -> Host:
         """Add a host, or ports and a name to the one that has the address already."""
@@ -287,13 +301,12 @@ class _Planner:
         """A plain tenant wherever a test needs one: behind each SNAT, and beside each target of a hairpin."""
         for gw in gateways:
             floating = {fip.internal for fip in gw.fips}
-            targets = [(fip.internal, fip.internal) for fip in gw.fips] + [
-                (dnat.internal, dnat.internal) for dnat in gw.dnats
-            ]
-            for internal, target in targets:
-                home = self._home(gw.vpc, internal)
-                if not self._tenants(gw.vpc, home.cidr, floating | {target}):
-                    self._spare(gw.vpc, home, home.cidr)
+            targets = [{fip.internal} for fip in gw.fips] + [{dnat.internal} for dnat in gw.dnats]
+            targets += [{address for address, _ in share.backends} for share in gw.shares]
+            for together in targets:
+                for home in (self._home(gw.vpc, address) for address in sorted(together)):
+                    if not self._tenants(gw.vpc, home.cidr, floating | together):
+                        self._spare(gw.vpc, home, home.cidr)
             for snat in gw.snats:
                 for subnet in self.m.subnets.values():
                     within = intersection(snat.cidr, subnet.cidr)

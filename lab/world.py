@@ -115,6 +115,20 @@ class Dnat(Frozen):
         return "udp" if self.protocol.lower() == "udp" else "tcp"
 
 
+class Share(Frozen):
+    """IptablesDnatRules of type share that have one identity: each connection goes to one of their backends."""
+
+    name: str
+    eip: IPv4Address
+    external_port: int
+    protocol: str
+    backends: tuple[tuple[IPv4Address, int], ...]
+
+    @property
+    def transport(self) -> Protocol:
+        return "udp" if self.protocol.lower() == "udp" else "tcp"
+
+
 class Snat(Frozen):
     name: str
     eip: IPv4Address
@@ -145,6 +159,7 @@ class GatewayPlan(Frozen):
     fips: tuple[Fip, ...] = ()
     dnats: tuple[Dnat, ...] = ()
     snats: tuple[Snat, ...] = ()
+    shares: tuple[Share, ...] = ()
     vpc_interface: str = "eth0"
     external_interface: str = "net1"
     management: Nic | None = None

@@ -30,6 +30,16 @@ STATE: dict[str, Any] = {
     ],
     "snats": [{"eip": "192.168.0.20", "internalCIDR": "10.0.1.0/24", "randomFully": True}],
     "routes": [{"cidr": "10.0.2.0/24", "nextHopIP": "10.0.1.1"}],
+    "sharedDnats": [
+        {
+            "eip": "192.168.0.20",
+            "externalPort": 123,
+            "protocol": "udp",
+            "backends": [{"internalIp": ip, "internalPort": 5353} for ip in ("10.0.1.11", "10.0.1.12")],
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityTimeoutSeconds": 600,
+        }
+    ],
 }
 
 
@@ -78,10 +88,18 @@ def test_apply_export_plan_and_restart_close_the_circle(gateway: Gateway) -> Non
 
 def test_the_ruleset_that_is_shown_is_the_kernels(gateway: Gateway) -> None:
     natgw(gateway, "apply", "-f", "-", stdin=json.dumps(STATE))
-    shown = parse_save(natgw(gateway, "api", "GET", "/v1/ruleset")).chains
+    saved, shared, listed = natgw(gateway, "api", "GET", "/v1/ruleset").partition("table ip kube-ovn {\n")
+    shown = parse_save(saved).chains
     held = parse_save(gateway.saved()).chains
     assert {ref: held[ref] for ref in shown} == shown
     assert {ref for ref, _ in HOOKS} <= set(shown)
+    assert _words(shared + listed) == _words(gateway.run("nft", "list", "table", "ip", "kube-ovn"))
+
+
+def _words(listing: str) -> list[str]:
+    """What nft lists, without its own manner of saying the same: names for numbers, greater units, blanks."""
+    told = listing.replace("priority mangle", "priority -150").replace("timeout 10m", "timeout 600s")
+    return sorted(told.replace("dnat to", "dnat ip to").split())
 
 
 def test_what_the_kernel_refuses_is_told_in_its_words_and_nothing_changes(gateway: Gateway) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from rules import nat
+from rules import nat, share
 from rules.desired import DEFAULT_V4, DEFAULT_V6
 from rules.keyed import HasKey, Keyed
 from rules.ruleset import (
@@ -28,7 +28,7 @@ from rules.ruleset import (
 )
 from rules.ruleset import Dnat as ToDestination
 from rules.ruleset import Snat as ToSource
-from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Part, Route, Snat
+from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Part, Route, SharedDnat, Snat
 from rules.state import MAIN_TABLE, ROUTE_PROTOCOL, Actual, RouteKey
 
 P = TypeVar("P", bound=Part)
@@ -44,7 +44,9 @@ def adopt(actual: Actual, interfaces: Interfaces | None = None) -> GatewaySpec |
         return None
     sides = interfaces or _interfaces(actual)
     fips, dnats, snats = _first(_fips(actual)), _first(_dnats(actual)), _first(_snats(actual))
-    named = {rule.eip for part in (fips, dnats, snats) for rule in part}
+    shared = _first(_shared_dnats(actual))
+    dnats = Keyed(dnat for dnat in dnats if dnat.key not in shared)  # the shared one decides before
+    named = {rule.eip for part in (fips, dnats, snats, shared) for rule in part}
     return GatewaySpec(
         interfaces=sides,
         gateway_v4=_gateway(actual, DEFAULT_V4, sides.external),
@@ -54,6 +56,7 @@ def adopt(actual: Actual, interfaces: Interfaces | None = None) -> GatewaySpec |
         dnats=dnats,
         snats=snats,
         routes=_first(_routes(actual, sides.vpc)),
+        shared_dnats=shared,
     )
 
 
@@ -126,6 +129,19 @@ def _dnats(actual: Actual) -> Iterator[Dnat | None]:
             case Rule((Destination(eip), DestinationPort(protocol, port)), ToDestination(ip, int(internal_port))):
                 fields = {"external_port": port, "protocol": protocol, "internal_ip": ip}
                 yield _part(Dnat, eip=_host(eip), internal_port=internal_port, **fields)
+
+
+def _shared_dnats(actual: Actual) -> Iterator[SharedDnat | None]:
+    for key, service in share.services_of(actual.nft).items():
+        affinity = {"session_affinity": "ClientIP", "session_affinity_timeout_seconds": service.affinity}
+        yield _part(
+            SharedDnat,
+            eip=key.address,
+            external_port=key.port,
+            protocol=key.protocol,
+            backends=[{"internal_ip": address, "internal_port": port} for address, port in service.backends],
+            **(affinity if service.affinity is not None else {}),
+        )
 
 
 def _snats(actual: Actual) -> Iterator[Snat | None]:

@@ -12,6 +12,20 @@ from functools import reduce
 from typing import TypeVar
 
 from rules.iptables import CHAIN_NAME_MAX, render_rule
+from rules.nft import (
+    AddChain,
+    AddElement,
+    AddSet,
+    Complete,
+    DeleteElement,
+    DeleteSet,
+    DeleteTable,
+    DropChain,
+    NftCommand,
+    NftTable,
+    SetRules,
+    command_lines,
+)
 from rules.ruleset import (
     BUILTIN,
     AnyRule,
@@ -35,6 +49,7 @@ from rules.ruleset import (
     Snat,
     Source,
 )
+from rules.share import leads_to, remembers_in
 from rules.state import (
     Actual,
     AddAddress,
@@ -45,6 +60,7 @@ from rules.state import (
     DeletePolicyRule,
     DeleteRoute,
     DeviceStep,
+    EditNft,
     EditTable,
     LinkState,
     Plan,
@@ -74,10 +90,12 @@ def apply(plan: Plan, actual: Actual) -> Actual:
 
 
 def apply_step(actual: Actual, step: Step) -> Actual:
-    """The state after one step: one table's edits (all or none), or one change of a link."""
+    """The state after one step: one table's edits, all or none, or one change of a link."""
     match step:
         case EditTable(table, edits, family):
             return replace(actual, ruleset=Ruleset(apply_edits(table, actual.ruleset.chains, edits, family)))
+        case EditNft(commands):
+            return replace(actual, nft=apply_commands(actual.nft, commands))
         case AddDevice() | DeleteDevice() | SetMaster():
             return replace(actual, links=apply_device_step(actual.links, step))
         case SetSysctl(name, value):
@@ -238,3 +256,51 @@ def _reaches(chains: Chains, start: ChainRef, goal: ChainRef) -> bool:
         return True
     jumps = {rule.target.chain for rule in chains[start] if isinstance(rule, Rule) and isinstance(rule.target, Jump)}
     return any(_reaches(chains, start._replace(chain=chain), goal) for chain in jumps)
+
+
+def apply_commands(table: NftTable, commands: Iterable[NftCommand]) -> NftTable:
+    """The table after all commands of one transaction; raises Rejected, and then none of them happened."""
+    return reduce(apply_command, commands, table)
+
+
+def apply_command(table: NftTable, command: NftCommand) -> NftTable:  # noqa: PLR0911 -- one a command
+    """The table after one command; raises Rejected for what nft or the kernel refuses."""
+    chains, sets, elements = table.chains, table.sets, table.elements
+    try:
+        command_lines(command)
+    except ValueError as error:
+        raise Rejected(f"{command}: {error}") from error
+    _need(isinstance(command, Complete) or table != NftTable(), command, "No such file or directory")
+    match command:
+        case Complete():
+            return replace(table, dispatch=True)
+        case DeleteTable():
+            return NftTable()
+        case AddSet(name):
+            return replace(table, sets=sets | {name})
+        case DeleteSet(name):
+            _need(name in sets, command, "No such file or directory")
+            used = any(remembers_in(rule) == name for rules in chains.values() for rule in rules)
+            _need(not used, command, "Device or resource busy")
+            return replace(table, sets=sets - {name})
+        case AddChain(name):
+            return replace(table, chains={**chains, name: chains.get(name, ())})
+        case SetRules(name, rules):
+            _need(name in chains, command, "No such file or directory")
+            needed = {chain for rule in rules for chain in leads_to(rule)} - chains.keys()
+            missing = {remembers_in(rule) for rule in rules} - sets - {None}
+            _need(not needed and not missing, command, "No such file or directory")
+            return replace(table, chains={**chains, name: rules})
+        case DropChain(name):
+            _need(name in chains, command, "No such file or directory")
+            led = {chain for rules in chains.values() for rule in rules for chain in leads_to(rule)}
+            _need(name not in led and name not in elements.values(), command, "Device or resource busy")
+            _need(not chains[name], command, "Device or resource busy")
+            return replace(table, chains=_without(chains, name))
+        case AddElement(key, name):
+            _need(name in chains, command, "No such file or directory")
+            _need(elements.get(key, name) == name, command, "File exists")
+            return replace(table, elements={**elements, key: name})
+        case DeleteElement(key):
+            _need(key in elements, command, "No such file or directory")
+            return replace(table, elements=_without(elements, key))

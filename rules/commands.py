@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rules.spec import (
+    AffinityTimeout,
+    Backend,
     Dnat,
     Eip,
     Fip,
@@ -24,6 +26,7 @@ from rules.spec import (
     Prefix,
     Protocol,
     Route,
+    SessionAffinity,
     Snat,
 )
 
@@ -74,6 +77,25 @@ class DnatDel(Part):
     protocol: Protocol
 
 
+class SharedDnatAdd(Part):
+    """Spread a port over exactly these backends. The affinity that is not named stays as it is."""
+
+    op: Literal["nft-dnat-map-add"] = "nft-dnat-map-add"
+    eip: IPv4
+    external_port: Port
+    protocol: Protocol
+    backends: tuple[Backend, ...] = Field(min_length=1)
+    session_affinity: SessionAffinity | None = None
+    session_affinity_timeout_seconds: AffinityTimeout | None = None
+
+
+class SharedDnatDel(Part):
+    op: Literal["nft-dnat-map-del"] = "nft-dnat-map-del"
+    eip: IPv4
+    external_port: Port
+    protocol: Protocol
+
+
 class SnatAdd(Snat):
     op: Literal["snat-add"] = "snat-add"
 
@@ -105,6 +127,8 @@ Command = Annotated[
     | SnatAdd
     | SnatDel
     | RouteAdd
-    | RouteDel,
+    | RouteDel
+    | SharedDnatAdd
+    | SharedDnatDel,
     Field(discriminator="op"),
 ]

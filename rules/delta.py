@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 
+from rules import share
+from rules.nft import NftTable
 from rules.ruleset import (
     BUILTIN,
     AnyRule,
@@ -37,6 +39,7 @@ from rules.state import (
     Desired,
     Device,
     DeviceStep,
+    EditNft,
     EditTable,
     LinkStep,
     Plan,
@@ -65,7 +68,7 @@ def delta(desired: Desired, actual: Actual) -> Plan:
     """
     arp = list(_arp(desired, actual))
     guard_first = not any(step.on for step in arp)
-    mangle = _table("mangle", desired, actual)
+    mangle, nft = _table("mangle", desired, actual), _nft(desired, actual)
     nat = [_table("nat", desired, actual), _table("nat", desired, actual, 6)]
     links = [
         *_devices(desired, actual),
@@ -78,7 +81,7 @@ def delta(desired: Desired, actual: Actual) -> Plan:
         *_sysctls(desired, actual),
         *_devices_gone(desired, actual),
     ]
-    ordered = [mangle, *nat, *links, *arp] if guard_first else [*nat, *links, *arp, mangle]
+    ordered = [mangle, *nat, nft, *links, *arp] if guard_first else [*nat, nft, *links, *arp, mangle]
     return Plan(tuple(step for step in ordered if step is not None))
 
 
@@ -94,7 +97,12 @@ def touched_tables(plan: Plan, family: Family = 4) -> frozenset[str]:
 
 def touches_links(plan: Plan) -> bool:
     """Whether the plan has steps besides netfilter edits."""
-    return any(not isinstance(step, EditTable) for step in plan.steps)
+    return any(not isinstance(step, EditTable | EditNft) for step in plan.steps)
+
+
+def touches_nft(plan: Plan) -> bool:
+    """Whether the plan changes the table of share-type DNAT."""
+    return any(isinstance(step, EditNft) for step in plan.steps)
 
 
 def snapshot(plan: Plan, before: Actual, now: Actual) -> Desired:
@@ -109,6 +117,7 @@ def snapshot(plan: Plan, before: Actual, now: Actual) -> Desired:
     routes: dict[RouteKey, RouteEntry | None] = dict(before.routes) if touches_links(plan) else {}
     arp: dict[str, bool] = {}
     promote: dict[str, bool] = {}
+    nft: NftTable | None = before.nft if touches_nft(plan) else None
     up: dict[str, bool] = {}
     policy_rules: dict[PolicyRule, bool] = {}
     sysctls: dict[str, int] = {}
@@ -143,7 +152,9 @@ def snapshot(plan: Plan, before: Actual, now: Actual) -> Desired:
             case AddPolicyRule(rule) | DeletePolicyRule(rule):
                 policy_rules[rule] = rule.is_in(before.policy_rules)
     heads = _snapshot_heads(plan, before, now)
-    return Desired(chains, hooks, addresses, routes, arp, promote, up, policy_rules, heads, sysctls, devices, masters)
+    return Desired(
+        chains, hooks, addresses, routes, arp, promote, nft, up, policy_rules, heads, sysctls, devices, masters
+    )
 
 
 def _snapshot_edit(
@@ -174,6 +185,11 @@ def _snapshot_heads(plan: Plan, before: Actual, now: Actual) -> dict[ChainRef, R
         last = max((index for index, rule in enumerate(standing) if rule in rules), default=-1)
         heads[ref] = tuple(rule for rule in standing[: last + 1] if rule in rules or rule in left)
     return heads
+
+
+def _nft(desired: Desired, actual: Actual) -> EditNft | None:
+    commands = () if desired.nft is None else tuple(share.edits(desired.nft, actual.nft))
+    return EditNft(commands) if commands else None
 
 
 def _table(table: str, desired: Desired, actual: Actual, family: Family = 4) -> EditTable | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rules import nat
+from rules import nat, share
+from rules.nft import NftTable
 from rules.spec import GatewaySpec
 from rules.state import MAIN_TABLE, ROUTE_PROTOCOL, Actual, AddressKey, Desired, RouteEntry, RouteKey
 
@@ -42,7 +43,14 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
         routes=_routes(spec, actual),
         arp={} if facts.arp == "on" else {external: arp_on},
         promote_secondaries={external: True},
+        nft=_nft(spec, actual),
     )
+
+
+def _nft(spec: GatewaySpec, actual: Actual) -> NftTable | None:
+    # A table that nobody needed is not made; one that is there is ours, and stays for whoever lists it.
+    wanted = share.services(spec)
+    return share.table_of(wanted) if wanted or actual.nft != NftTable() else None
 
 
 def _addresses(spec: GatewaySpec, facts: Facts, actual: Actual) -> dict[AddressKey, bool]:

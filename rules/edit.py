@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import reduce
 
 from rules import commands as c
-from rules.spec import Dnat, Eip, Fip, GatewaySpec, Part, Route, Snat
+from rules.spec import Dnat, Eip, Fip, GatewaySpec, Part, Route, SharedDnat, Snat
 
 
 class Conflict(Exception):
@@ -47,7 +47,7 @@ def _init(spec: GatewaySpec, command: c.Init) -> GatewaySpec:
     return spec if command.interfaces is None else spec.model_copy(update={"interfaces": command.interfaces})
 
 
-def _change(spec: GatewaySpec, command: c.Command) -> GatewaySpec:  # noqa: PLR0911 -- one line a command
+def _change(spec: GatewaySpec, command: c.Command) -> GatewaySpec:  # noqa: PLR0911, PLR0912 -- one line a command
     match command:
         case c.SetGateways():
             named = {name: value for name, value in command if name != "op" and value is not None}
@@ -72,6 +72,11 @@ def _change(spec: GatewaySpec, command: c.Command) -> GatewaySpec:  # noqa: PLR0
             return _with(spec, routes=spec.routes.put(Route(cidr=command.cidr, next_hop_ip=command.next_hop_ip)))
         case c.RouteDel():
             return _with(spec, routes=spec.routes.drop(command.cidr))
+        case c.SharedDnatAdd():
+            return _put_shared(spec, command)
+        case c.SharedDnatDel():
+            key = (command.eip, command.external_port, command.protocol)
+            return _with(spec, shared_dnats=spec.shared_dnats.drop(key))
     raise TypeError(f"unknown command {command!r}")
 
 
@@ -90,7 +95,21 @@ def _add_dnat(spec: GatewaySpec, dnat: Dnat) -> GatewaySpec:
     standing = spec.dnats.get(dnat.key)
     if standing and standing != dnat:
         raise Conflict(dnat, standing)
-    return _with(spec, dnats=spec.dnats.put(dnat))
+    return checked(_with(spec, dnats=spec.dnats.put(dnat)), dnat)
+
+
+def _put_shared(spec: GatewaySpec, command: c.SharedDnatAdd) -> GatewaySpec:
+    named = {name: value for name, value in command if name != "op" and value is not None}
+    standing = spec.shared_dnats.get((command.eip, command.external_port, command.protocol))
+    shared = SharedDnat.model_validate({**dict(standing or ()), **named})
+    return checked(_with(spec, shared_dnats=spec.shared_dnats.put(shared)), shared)
+
+
+def checked(spec: GatewaySpec, wanted: Part) -> GatewaySpec:
+    """The spec; raises Conflict where ``wanted``, which was put into it, contradicts an object of another kind."""
+    if clash := spec.shared_and_exclusive():
+        raise Conflict(wanted, next(part for part in clash if part != wanted))
+    return spec
 
 
 def _add_snat(spec: GatewaySpec, snat: Snat) -> GatewaySpec:

@@ -3,7 +3,8 @@
 The kernel asks the NAT chains only about a connection's first packet; what was decided then holds for as
 long as the connection lives. So after a change two kinds of connections must be forgotten: those whose
 translation a rule gave that is gone or changed, in both directions, and those that passed untranslated
-before their rule existed. A connection whose rule still stands is never touched.
+before their rule existed. A connection whose rule still stands is never touched; a shared DNAT stands for all
+connections that it ever gave a backend, also for those of a backend that it no longer has.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 
 from rules.keyed import HasKey, Keyed
-from rules.spec import GatewaySpec
+from rules.spec import GatewaySpec, SharedDnat
 
 IP_PROTOCOLS = {"tcp": 6, "udp": 17}
 T = TypeVar("T", bound=HasKey)
@@ -86,6 +87,10 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
         yield FlowFilter(orig_src=fip.internal_ip)
     for dnat in _changed(old.dnats, new.dnats):
         yield FlowFilter(orig_dst=dnat.eip, protocol=IP_PROTOCOLS[dnat.protocol], orig_dport=dnat.external_port)
+    for key in {shared.key: None for shared in (*old.shared_dnats, *new.shared_dnats)}:
+        if (key in old.shared_dnats) != (key in new.shared_dnats):
+            eip, port, protocol = key
+            yield FlowFilter(orig_dst=eip, protocol=IP_PROTOCOLS[protocol], orig_dport=port)
     for snat in _changed(old.snats, new.snats):
         if snat.key in new.snats:
             yield FlowFilter(untranslated=True, source_prefix=snat.internal_cidr)
@@ -107,7 +112,7 @@ def is_stale(flow: Flow, old: GatewaySpec, new: GatewaySpec) -> bool:
     sources, new_sources = _sources(flow, old), _sources(flow, new)
     if flow.destination_translated:
         target = (flow.reply_src, flow.reply_sport)
-        if target in targets and target not in new_targets:
+        if target not in new_targets and _lost(flow, target, old, new):
             return True
     elif new_targets and not targets:
         return True
@@ -116,14 +121,37 @@ def is_stale(flow: Flow, old: GatewaySpec, new: GatewaySpec) -> bool:
     return not flow.destination_translated and bool(new_sources) and not sources
 
 
+def _lost(flow: Flow, target: tuple[str, int], old: GatewaySpec, new: GatewaySpec) -> bool:
+    """Whether what translated the entry is gone, given that nothing in ``new`` would translate it so."""
+    if _shared(flow, old) is None:
+        return target in _targets(flow, old)
+    # Whatever a shared DNAT translated ends with it and lives with it, whoever its backends are by then.
+    return _shared(flow, new) is None or target in _exclusive(flow, old) - _backends(flow, old)
+
+
 def _targets(flow: Flow, spec: GatewaySpec) -> set[tuple[str, int]]:
     """Where rules of the spec send a connection to this destination: every rule that could have decided it."""
+    return _exclusive(flow, spec) | _backends(flow, spec)
+
+
+def _exclusive(flow: Flow, spec: GatewaySpec) -> set[tuple[str, int]]:
     fip = spec.fips.get(flow.orig_dst)
     targets = {(fip.internal_ip, flow.orig_dport)} if fip else set()
     for name, number in IP_PROTOCOLS.items():
         if number == flow.protocol and (dnat := spec.dnats.get((flow.orig_dst, flow.orig_dport, name))):
             targets.add((dnat.internal_ip, dnat.internal_port))
     return targets
+
+
+def _backends(flow: Flow, spec: GatewaySpec) -> set[tuple[str, int]]:
+    shared = _shared(flow, spec)
+    return {(b.internal_ip, b.internal_port) for b in shared.backends} if shared else set()
+
+
+def _shared(flow: Flow, spec: GatewaySpec) -> SharedDnat | None:
+    """The shared DNAT that decides a connection to this destination."""
+    protocol = next((name for name, number in IP_PROTOCOLS.items() if number == flow.protocol), None)
+    return spec.shared_dnats.get((flow.orig_dst, flow.orig_dport, protocol))
 
 
 def _sources(flow: Flow, spec: GatewaySpec) -> set[str]:

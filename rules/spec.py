@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from rules.keyed import Keyed
 
@@ -77,6 +78,8 @@ Address = Annotated[str, AfterValidator(_address)]
 InterfaceName = Annotated[str, AfterValidator(_interface_name)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Protocol = Annotated[Literal["tcp", "udp"], BeforeValidator(_lower)]
+SessionAffinity = Literal["None", "ClientIP"]
+AffinityTimeout = Annotated[int, Field(ge=1, le=86400, description="seconds")]
 Gateway4 = Annotated[IPv4 | None, BeforeValidator(_empty_is_none)]
 Gateway6 = Annotated[IPv6 | None, BeforeValidator(_empty_is_none)]
 
@@ -151,6 +154,45 @@ class Dnat(Part):
         return f"DNAT {self.eip}:{self.external_port}/{self.protocol} -> {self.internal_ip}:{self.internal_port}"
 
 
+class Backend(Part):
+    """One of the internal ends of a shared port mapping."""
+
+    internal_ip: IPv4 = Field(examples=["10.0.1.10"])
+    internal_port: Port = Field(examples=[80])
+
+    def __str__(self) -> str:
+        return f"{self.internal_ip}:{self.internal_port}"
+
+
+def _each_once(backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
+    return tuple(dict.fromkeys(backends))
+
+
+class SharedDnat(Part):
+    """A port mapping to several backends (IptablesDnatRule, type share), of which each connection gets one.
+
+    ``sessionAffinity`` ClientIP: a client stays with its backend until it made no new connection for
+    ``sessionAffinityTimeoutSeconds``. Both mean what they mean in a Kubernetes Service.
+    """
+
+    eip: IPv4 = Field(examples=["192.168.0.10"])
+    external_port: Port = Field(examples=[443])
+    protocol: Protocol = Field(examples=["tcp"])
+    backends: Annotated[tuple[Backend, ...], AfterValidator(_each_once)] = Field(
+        min_length=1, examples=[[{"internalIp": "10.0.1.10", "internalPort": 8443}]]
+    )
+    session_affinity: SessionAffinity = "None"
+    session_affinity_timeout_seconds: AffinityTimeout = 10800
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return (self.eip, self.external_port, self.protocol)
+
+    def __str__(self) -> str:
+        listed = ", ".join(map(str, self.backends))
+        return f"shared DNAT {self.eip}:{self.external_port}/{self.protocol} -> {listed}"
+
+
 class Snat(Part):
     """A source translation (IptablesSnatRule) of a prefix that leaves through the external interface."""
 
@@ -196,3 +238,18 @@ class GatewaySpec(Part):
     dnats: Keyed[Dnat] = Field(default_factory=Keyed)
     snats: Keyed[Snat] = Field(default_factory=Keyed)
     routes: Keyed[Route] = Field(default_factory=Keyed)
+    shared_dnats: Keyed[SharedDnat] = Field(default_factory=Keyed)
+
+    @model_validator(mode="after")
+    def _shared_or_exclusive(self) -> Self:
+        if clash := self.shared_and_exclusive():
+            shared, exclusive = map(str, clash)
+            raise PydanticCustomError(
+                "conflict", "{wanted} conflicts with {standing}", {"wanted": shared, "standing": exclusive}
+            )
+        return self
+
+    def shared_and_exclusive(self) -> tuple[SharedDnat, Dnat] | None:
+        """A shared and an exclusive DNAT of one identity, which cannot both stand; None where there are none."""
+        pairs = ((shared, self.dnats.get(shared.key)) for shared in self.shared_dnats)
+        return next(((shared, exclusive) for shared, exclusive in pairs if exclusive), None)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, ChainRef, Family, Rule, Rules, Ruleset
 
 # Marks by which our own objects are known after a restart without memory.
@@ -23,6 +24,7 @@ ADDRESS_LABEL_SUFFIX = ":eip"  # IFA_LABEL, every kernel, where the interface na
 MAIN_TABLE = 254
 DEFAULT_TABLE = 253
 BALANCER_TABLE = 100
+USUAL_PRIORITY = 32764  # of a rule that names none: ahead of the main table's rule
 
 
 class AddressKey(NamedTuple):
@@ -99,7 +101,7 @@ class RouteEntry:
 
 @dataclass(frozen=True)
 class Desired:
-    """Statements about the kernel. None as a value means: is not there.
+    """Statements about the kernel. None as a value means: is not there; for ``nft``: nothing is said.
 
     ``hooks`` are rules of built-in chains, wherever they stand; ``heads`` say what such a chain begins with.
     ``sysctls`` go by their paths below /proc/sys; ``masters`` say which device an interface is a port of.
@@ -111,6 +113,7 @@ class Desired:
     routes: Mapping[RouteKey, RouteEntry | None] = field(default_factory=dict)
     arp: Mapping[str, bool] = field(default_factory=dict)
     promote_secondaries: Mapping[str, bool] = field(default_factory=dict)
+    nft: NftTable | None = None
     up: Mapping[str, bool] = field(default_factory=dict)
     policy_rules: Mapping[PolicyRule, bool] = field(default_factory=dict)
     heads: Mapping[ChainRef, Rules] = field(default_factory=dict)
@@ -138,12 +141,17 @@ class LinkState:
 
 @dataclass(frozen=True)
 class Actual:
-    """One reading of the kernel: links by name, addresses (True: ours), routes, netfilter chains, routing rules."""
+    """One reading of the kernel.
+
+    Links by name, addresses (True: ours), routes, netfilter chains, the table of share-type DNAT, and the rules that
+    choose a routing table by the interface.
+    """
 
     ruleset: Ruleset = field(default_factory=Ruleset)
     links: Mapping[str, LinkState] = field(default_factory=dict)
     addresses: Mapping[AddressKey, bool] = field(default_factory=dict)
     routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
+    nft: NftTable = field(default_factory=NftTable)
     policy_rules: frozenset[PolicyRule] = frozenset()
     sysctls: Mapping[str, int] = field(default_factory=dict)
 
@@ -158,6 +166,13 @@ class EditTable:
     table: str
     edits: tuple[ChainEdit, ...]
     family: Family = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EditNft:
+    """Commands for the table of share-type DNAT, committed as one."""
+
+    commands: tuple[NftCommand, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +264,7 @@ RoutingStep = ReplaceRoute | DeleteRoute | AddPolicyRule | DeletePolicyRule
 Switch = SetArp | SetPromoteSecondaries | SetUp
 DeviceStep = AddDevice | DeleteDevice | SetMaster
 LinkStep = AddAddress | DeleteAddress | RoutingStep | Switch | DeviceStep | SetSysctl
-Step = EditTable | LinkStep
+Step = EditTable | EditNft | LinkStep
 
 
 @dataclass(frozen=True)

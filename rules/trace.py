@@ -1,8 +1,9 @@
 """One packet's walk through a ruleset: what each rule does to it, and what becomes of it.
 
-The walk is that of the first packet of a connection which arrives on an interface (IPv4): mangle and nat
-PREROUTING, routing, then mangle INPUT and nat INPUT for what is ours, else mangle FORWARD, mangle POSTROUTING and
-nat POSTROUTING. The filter table is not looked at. Tests assert packets' fates by it; ``natgw explain`` prints it.
+The walk is that of the first packet of a connection which arrives on an interface (IPv4): mangle PREROUTING, the
+table of share-type DNAT and, if that does not decide, nat PREROUTING; routing; then mangle INPUT and nat INPUT for
+what is ours, else mangle FORWARD, mangle POSTROUTING and nat POSTROUTING. The filter table is not looked at. Tests
+assert packets' fates by it; ``natgw explain`` prints it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from types import MappingProxyType
 from typing import Literal
 
 from rules.iptables import render_rule
+from rules.nft import Endpoint, ServiceKey
 from rules.ruleset import (
     AnyRule,
     ChainRef,
@@ -37,7 +40,10 @@ from rules.ruleset import (
     Source,
     Target,
 )
+from rules.share import Service, Services
 from rules.state import MAIN_TABLE, Actual, AddressKey, RouteEntry, RouteKey
+
+_SERVICES = ChainRef("ip kube-ovn", "service-ips")
 
 Verdict = Literal["forwarded", "local", "dropped", "no route"]
 
@@ -94,7 +100,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of ``packet``: it ends or leaves as ``final``. Not ``certain`` if foreign rules had a say."""
+    """What becomes of ``packet``: it ends or leaves as ``final``. Not ``certain`` if foreign rules had a say.
+
+    ``backends`` are those of the shared DNAT that decided; the walk is that to one of them.
+    """
 
     packet: Packet
     final: Packet
@@ -103,6 +112,7 @@ class Fate:
     next_hop: str | None
     steps: tuple[Step, ...]
     certain: bool = True
+    backends: tuple[Endpoint, ...] = ()
 
     @property
     def outcome(self) -> tuple[Verdict, Packet, str | None, str | None]:
@@ -139,20 +149,36 @@ class Uncertain(Exception):
     """A foreign rule stands in the packet's way, and what it does is not known."""
 
 
-def trace(packet: Packet, ruleset: Ruleset, host: Host, *, strict: bool = False) -> Fate:
-    """Walk the packet through; with ``strict`` a foreign rule on the way raises Uncertain."""
-    return _Walk(packet, ruleset, host, strict).run()
+def trace(
+    packet: Packet,
+    ruleset: Ruleset,
+    host: Host,
+    *,
+    strict: bool = False,
+    services: Services = MappingProxyType({}),
+    choice: int = 0,
+) -> Fate:
+    """Walk the packet through; with ``strict`` a foreign rule on the way raises Uncertain.
+
+    Of the backends of a shared DNAT (one of ``services``) the walk follows the one with the index ``choice``.
+    """
+    return _Walk(packet, ruleset, host, strict=strict, services=services, choice=choice).run()
 
 
 class _Walk:
     """One packet under way: what it looks like by now, and what has happened."""
 
-    def __init__(self, packet: Packet, ruleset: Ruleset, host: Host, strict: bool) -> None:
+    def __init__(
+        self, packet: Packet, ruleset: Ruleset, host: Host, *, strict: bool, services: Services, choice: int
+    ) -> None:
         self.original = packet
         self.packet = packet
         self.chains = ruleset.chains
         self.host = host
         self.strict = strict
+        self.services = services
+        self.choice = choice
+        self.backends: tuple[Endpoint, ...] = ()
         self.out: RouteEntry | None = None
         self.steps: list[Step] = []
         self.certain = True
@@ -178,7 +204,7 @@ class _Walk:
 
     def fate(self, verdict: Verdict) -> Fate:
         out, via = (self.out.interface, self.out.via) if self.out and verdict == "forwarded" else (None, None)
-        return Fate(self.original, self.packet, verdict, out, via, tuple(self.steps), self.certain)
+        return Fate(self.original, self.packet, verdict, out, via, tuple(self.steps), self.certain, self.backends)
 
     def note(self, what: str) -> None:
         self.steps.append(Step(None, None, None, what))
@@ -191,6 +217,8 @@ class _Walk:
         """Through each hook's tables by priority, mangle (-150) before nat (±100); False where it is dropped."""
         for hook in hooks:
             for table in ("mangle", "nat"):
+                if (table, hook) == ("nat", "PREROUTING") and self.meet_service():
+                    continue  # the connection is bound: no other nat chain is asked
                 if isinstance(self.pass_chain(ChainRef(table, hook)), Drop):
                     return False
         return True
@@ -203,6 +231,17 @@ class _Walk:
             elif all(map(self.matches, rule.matches)) and (end := self.act(ref, index, rule)):
                 return None if isinstance(end, Return) else end
         return None
+
+    def meet_service(self) -> bool:
+        """Whether a shared DNAT decides where the connection goes."""
+        service = self.services.get(ServiceKey(self.packet.dst, self.packet.protocol, self.packet.dport))
+        if service is None:
+            return False
+        self.backends = service.backends
+        address, port = service.backends[self.choice]
+        self.packet = replace(self.packet, dst=address, dport=port)
+        self.steps.append(Step(_SERVICES, None, None, f"{_picked(service)}, here {_endpoint(address, port)}"))
+        return True
 
     def meet_foreign(self, ref: ChainRef, index: int, rule: Foreign) -> None:
         if self.strict:
@@ -277,6 +316,12 @@ def _all_routes(host: Host) -> Iterator[tuple[str, RouteEntry]]:
     for address in host.addresses:
         if ":" not in address.address:
             yield str(IPv4Interface(address.address).network), RouteEntry(address.interface, None)
+
+
+def _picked(service: Service) -> str:
+    listed = ", ".join(_endpoint(*backend) for backend in service.backends)
+    picked = f"destination becomes one of {len(service.backends)} backends at random ({listed})"
+    return picked if service.affinity is None else f"{picked} unless the client came within {service.affinity} s"
 
 
 def _reversed(packet: Packet, in_interface: str) -> Packet:

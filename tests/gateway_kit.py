@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from gateway.arp.conflict import Conflict
-from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks
+from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
@@ -32,6 +32,19 @@ STATE = {
     ],
     "snats": [{"eip": "192.168.0.10", "internalCIDR": "10.0.1.0/24", "randomFully": True}],
     "routes": [{"cidr": "10.0.2.0/24", "nextHopIP": "10.0.1.1"}],
+    "sharedDnats": [
+        {
+            "eip": "192.168.0.10",
+            "externalPort": 53,
+            "protocol": "udp",
+            "backends": [
+                {"internalIp": "10.0.1.10", "internalPort": 5353},
+                {"internalIp": "10.0.1.11", "internalPort": 5353},
+            ],
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityTimeoutSeconds": 600,
+        }
+    ],
 }
 
 
@@ -77,8 +90,8 @@ class RecordingAnnouncer:
 
 
 def ports(kernel: FakeKernel) -> Kernel:
-    """The fake kernel behind the three ports of a transaction."""
-    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel))
+    """The fake kernel behind the ports of a transaction."""
+    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel))
 
 
 @dataclass

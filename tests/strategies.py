@@ -7,7 +7,7 @@ what can go wrong.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ from rules.ruleset import (
 )
 from rules.ruleset import Dnat as ToDestination
 from rules.ruleset import Snat as ToSource
-from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Part, Route, Snat
+from rules.spec import Backend, Dnat, Eip, Fip, GatewaySpec, Interfaces, Part, Route, SharedDnat, Snat
 from rules.state import Actual, AddressKey, LinkState, RouteEntry, RouteKey
 from rules.trace import Packet
 
@@ -90,16 +90,40 @@ def _keyed(items: st.SearchStrategy[H], size: int = 5) -> st.SearchStrategy[Keye
     return st.lists(items, max_size=size, unique_by=key).map(Keyed)
 
 
-specs = _part(
-    GatewaySpec,
-    interfaces=interfaces,
-    gateway_v4=st.sampled_from([None, "192.168.0.1"]),
-    gateway_v6=st.sampled_from([None, "2001:db8::1"]),
-    eips=_keyed(eips),
-    fips=_keyed(fips),
-    dnats=_keyed(dnats),
-    snats=_keyed(snats),
-    routes=_keyed(routes, 3),
+backends = _part(Backend, internal_ip=internal_ips, internal_port=ports)
+shared_dnats = _part(
+    SharedDnat,
+    eip=external_ips,
+    external_port=ports,
+    protocol=protocols,
+    backends=st.lists(backends, min_size=1, max_size=3),
+    session_affinity=st.sampled_from(["None", "ClientIP"]),
+    session_affinity_timeout_seconds=st.sampled_from([1, 10800, 86400]),
+)
+
+
+def _either_or(fields: dict[str, Any]) -> dict[str, Any]:
+    """A port is mapped to one end or shared by several, not both."""
+    shared = fields["shared_dnats"]
+    return {**fields, "shared_dnats": Keyed(part for part in shared if part.key not in fields["dnats"])}
+
+
+specs = (
+    st.fixed_dictionaries(
+        {
+            "interfaces": interfaces,
+            "gateway_v4": st.sampled_from([None, "192.168.0.1"]),
+            "gateway_v6": st.sampled_from([None, "2001:db8::1"]),
+            "eips": _keyed(eips),
+            "fips": _keyed(fips),
+            "dnats": _keyed(dnats),
+            "snats": _keyed(snats),
+            "routes": _keyed(routes, 3),
+            "shared_dnats": _keyed(shared_dnats, 3),
+        }
+    )
+    .map(_either_or)
+    .map(GatewaySpec.model_validate)
 )
 
 adds: st.SearchStrategy[c.Command] = st.one_of(

@@ -38,7 +38,9 @@ def pod() -> FakeKernel:
 def start(kernel: FakeKernel, environment: dict[str, str]) -> Plan:
     links = FakeLinks(kernel)
     drivers = FakeFirewall(kernel), FakeFirewall(kernel, family=6)
-    return egress.start(Kernel(drivers[0], links, FakeFlows(kernel), drivers[1], ("nat",)), links, environment)
+    return egress.start(
+        Kernel(drivers[0], links, FakeFlows(kernel), firewall6=drivers[1], tables=("nat",)), links, environment
+    )
 
 
 def state(kernel: FakeKernel) -> object:

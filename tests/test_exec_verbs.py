@@ -12,7 +12,7 @@ from api.execverbs import VERBS, Change, IptablesVersion, parse
 from api.execwire import BadRequest, Reply, Request, conflict, decode_reply, decode_request, failure, success
 from rules import commands as c
 from rules.edit import Conflict, NotInitialized, edit_all
-from rules.spec import GatewaySpec, Interfaces
+from rules.spec import Backend, GatewaySpec, Interfaces
 
 RELEASES = ("1.12", "1.13", "1.14", "1.15", "1.16", "1.17")
 
@@ -50,6 +50,13 @@ FIP = c.FipAdd(eip="172.18.0.20", internal_ip="10.0.1.5")
 DNAT = c.DnatAdd(eip="172.18.0.21", external_port=80, protocol="tcp", internal_ip="10.0.1.7", internal_port=8080)
 DNAT_GONE = c.DnatDel(eip="172.18.0.21", external_port=80, protocol="tcp")
 EIP = c.EipAdd(address="172.18.0.20/16")
+SHARED = c.SharedDnatAdd(
+    eip="172.18.0.21",
+    external_port=80,
+    protocol="tcp",
+    backends=[Backend(internal_ip="10.0.1.7", internal_port=8080), Backend(internal_ip="10.0.1.8", internal_port=80)],
+)
+SHARED_GONE = c.SharedDnatDel(eip="172.18.0.21", external_port=80, protocol="tcp")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +99,10 @@ EIP = c.EipAdd(address="172.18.0.20/16")
         ("snat-add 172.18.0.22,10.0.1.0/24,", [_snat]),
         ("snat-add 172.18.0.22,10.0.1.0/24,--random-fully", [_snat.model_copy(update={"random_fully": True})]),
         ("snat-add 172.18.0.22,10.0.1.9", [_snat.model_copy(update={"internal_cidr": "10.0.1.9/32"})]),
+        ("nft-dnat-map-add 172.18.0.21,80,tcp,10.0.1.7:8080@10.0.1.8:80", [SHARED]),
+        ("nft-dnat-map-add 172.18.0.21/16,80,TCP,10.0.1.7:8080@10.0.1.8:80", [SHARED]),
+        ("nft-dnat-map-del 172.18.0.21,80,tcp", [SHARED_GONE]),
+        ("nft-dnat-map-del 172.18.0.21,80,TCP,10.0.1.7:8080", [SHARED_GONE]),
         ("snat-del 172.18.0.22,10.0.1.0/24", [c.SnatDel(eip="172.18.0.22", internal_cidr="10.0.1.0/24")]),
         ("snat-del 172.18.0.22,10.0.1.9", [c.SnatDel(eip="172.18.0.22", internal_cidr="10.0.1.9/32")]),
     ],
@@ -148,6 +159,17 @@ def test_half_an_identity_names_nothing(line: str) -> None:
         ("dnat-add 172.18.0.21,80,tcp,10.0.1.7,http", "internalPort"),
         ("dnat-del 172.18.0.21,80", "protocol is missing"),
         ("dnat-del 172.18.0.21,x,tcp", "externalPort"),
+        ("nft-dnat-map-add 172.18.0.21,80,tcp", "backends is missing"),
+        ("nft-dnat-map-add 172.18.0.21,80,tcp,", "backends: ':' is not an address with a port"),
+        ("nft-dnat-map-add 172.18.0.21,80,tcp,10.0.1.7", "backends: '10.0.1.7:' is not an address with a port"),
+        ("nft-dnat-map-add 172.18.0.21,80,tcp,10.0.1.7:80@", "backends"),
+        ("nft-dnat-map-add 172.18.0.21,80,tcp,10.0.1.7:8_0", "backends"),
+        ("nft-dnat-map-add 172.18.0.21,80,tcp,10.0.1.7:65536", "backends.0.internalPort"),
+        ("nft-dnat-map-add 172.18.0.21,80,tcp,10.0.1.7:80@10.0.1:80", "backends.1.internalIp"),
+        ("nft-dnat-map-add 172.18.0.21,80,tcp,10.0.1.7:80,x", "more than 4 fields"),
+        ("nft-dnat-map-add 172.18.0.21,80,icmp,10.0.1.7:80", "protocol"),
+        ("nft-dnat-map-add 172.18.0.21,0,tcp,10.0.1.7:80", "externalPort"),
+        ("nft-dnat-map-del 172.18.0.21,80", "protocol is missing"),
         ("snat-add 172.18.0.22", "internalCIDR"),
         ("snat-add 172.18.0.22,10.0.1.0/99", "internalCIDR"),
         ("snat-add 172.18.0.22,fd00::/64", "internalCIDR"),

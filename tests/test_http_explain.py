@@ -101,3 +101,11 @@ def test_before_init_there_is_nothing_to_walk_through(tmp_path: Path) -> None:
     http = next(face(tmp_path / "empty"))
     question = {"protocol": "icmp", "src": "10.0.1.3", "dst": "192.0.2.1"}
     assert_problem(http("GET", "/v1/explain", params=question), 404, "not-found")
+
+
+def test_a_shared_mapping_names_every_backend(ready: Face) -> None:
+    told = ask(ready, "udp", "203.0.113.5:40000", "192.168.0.10:53")
+    assert told["backends"] == ["10.0.1.10:5353", "10.0.1.11:5353"]
+    assert (told["final"]["destination"], told["final"]["destinationPort"]) == ("10.0.1.10", 5353)
+    assert [step["chain"] for step in told["steps"] if step["table"] == "ip kube-ovn"] == ["service-ips"]
+    assert ask(ready, "tcp", "203.0.113.5:40000", "192.168.0.10:8888")["backends"] == []

@@ -33,12 +33,19 @@ STANDING: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"eip": "192.168.0.10", "internalCIDR": "10.0.1.0/24", "randomFully": False},
     ),
     (
+        "shared-dnats",
+        "192.168.0.10/53/udp",
+        STATE["sharedDnats"][0],
+        {**STATE["sharedDnats"][0], "sessionAffinity": "None"},
+    ),
+    (
         "routes",
         "10.0.2.0/24",
         {"cidr": "10.0.2.0/24", "nextHopIP": "10.0.1.1"},
         {"cidr": "10.0.2.0/24", "nextHopIP": "10.0.1.2"},
     ),
 ]
+FIELDS = {"shared-dnats": "sharedDnats"}  # where the wire does not name a collection as its path does
 KINDS = pytest.mark.parametrize(("kind", "path", "standing", "other"), STANDING, ids=[s[0] for s in STANDING])
 
 
@@ -75,8 +82,8 @@ def test_an_object_is_made_looked_at_replaced_and_taken_away(
 
     created = ready("PUT", url, standing)
     assert (created.status_code, created.json()["changed"]) == (201, True)
-    assert ready("GET", "/v1/gateway").json()[kind] == [
-        *[item for item in STATE[kind] if item != standing],  # type: ignore[attr-defined]
+    assert ready("GET", "/v1/gateway").json()[FIELDS.get(kind, kind)] == [
+        *[item for item in STATE[FIELDS.get(kind, kind)] if item != standing],  # type: ignore[attr-defined]
         standing,
     ]
 
@@ -85,7 +92,7 @@ def test_an_object_is_made_looked_at_replaced_and_taken_away(
 def test_collections_list_what_the_whole_state_holds(
     ready: Face, kind: str, path: str, standing: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    assert ready("GET", f"/v1/{kind}").json() == STATE[kind]
+    assert ready("GET", f"/v1/{kind}").json() == STATE[FIELDS.get(kind, kind)]
 
 
 @KINDS
@@ -169,3 +176,27 @@ def test_an_eip_that_is_put_again_is_announced_again(ready: Face) -> None:
 def test_an_object_that_is_not_there_is_named(ready: Face) -> None:
     document = assert_problem(ready("GET", "/v1/dnats/192.168.0.10/80/udp"), 404, "not-found")
     assert document["detail"] == "there is no DNAT 192.168.0.10/80/udp"
+
+
+def test_a_port_is_mapped_to_one_end_or_shared_by_several(ready: Face) -> None:
+    shared = {**STATE["sharedDnats"][0], "externalPort": 8888, "protocol": "tcp"}
+    said = ready("PUT", "/v1/shared-dnats/192.168.0.10/8888/tcp", shared)
+    problem = assert_problem(said, 409, "conflict")
+    assert problem["wanted"].startswith("shared DNAT 192.168.0.10:8888/tcp")
+    assert problem["standing"].startswith("DNAT 192.168.0.10:8888/tcp")
+    exclusive = {**STATE["dnats"][0], "externalPort": 53, "protocol": "udp"}
+    assert_problem(ready("PUT", "/v1/dnats/192.168.0.10/53/udp", exclusive), 409, "conflict")
+    assert_problem(ready("PUT", "/v1/gateway", {**STATE, "dnats": [*STATE["dnats"], exclusive]}), 409, "conflict")
+    assert_problem(ready("PATCH", "/v1/gateway", [{"op": "dnat-add", **exclusive}]), 409, "conflict")
+    assert ready("GET", "/v1/gateway").json() == STATE
+
+
+def test_the_steps_of_a_shared_mapping_are_told_as_nft_commands(ready: Face) -> None:
+    said = ready("DELETE", "/v1/shared-dnats/192.168.0.10/53/udp")
+    assert said.status_code == 204
+    shared = {**STATE["sharedDnats"][0], "sessionAffinity": "None"}
+    (step,) = ready("PUT", "/v1/shared-dnats/192.168.0.10/53/udp", shared).json()["plan"]["steps"]
+    assert step["step"] == "edit-nft"
+    assert any(
+        line.startswith("add element ip kube-ovn service-ips { 192.168.0.10 . udp . 53") for line in step["commands"]
+    )

@@ -28,7 +28,7 @@ def test_status_before_and_after_init(http: Face) -> None:
     http("PUT", "/v1/gateway", STATE)
     after = http("GET", "/v1/status").json()
     assert after["initialized"] is True
-    assert after["counts"] == {"eips": 2, "fips": 1, "dnats": 1, "snats": 1, "routes": 1}
+    assert after["counts"] == {"eips": 2, "fips": 1, "dnats": 1, "snats": 1, "routes": 1, "sharedDnats": 1}
     assert after["transactions"] == {"committed": 1, "unchanged": 0, "failed": 0}
     assert Status.model_validate(after).arp.on is True
 
@@ -38,10 +38,14 @@ def test_the_ruleset_is_what_the_kernel_holds(http: Face) -> None:
     http("PUT", "/v1/gateway", STATE)
     response = http("GET", "/v1/ruleset")
     assert response.headers["content-type"].startswith("text/plain")
-    said = parse_save(response.text).chains
+    saved, _, listed = response.text.partition("table ip kube-ovn {\n")
+    said = parse_save(saved).chains
     ours = {ref: rules for ref, rules in http.gateway.kernel.chains.items() if rules or ref in said}
     assert said == ours
     assert set(said) == {ref for ref, _ in HOOKS} | set(chains(example(), guard=False))
+    assert "192.168.0.10 . udp . 53 : goto dnat-" in listed
+    http("DELETE", "/v1/shared-dnats/192.168.0.10/53/udp")
+    assert "table ip" not in http("GET", "/v1/ruleset").text
 
 
 def test_while_arp_is_off_the_ruleset_has_the_guard(http: Face) -> None:
@@ -84,11 +88,12 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
     item = {"get", "put", "delete"}
     assert paths == {
         "/v1/gateway": {"get", "put", "patch"},
-        **{f"/v1/{kind}": {"get"} for kind in ("eips", "fips", "dnats", "snats", "routes")},
+        **{f"/v1/{kind}": {"get"} for kind in ("eips", "fips", "dnats", "snats", "routes", "shared-dnats")},
         "/v1/eips/{ip}": item,
         "/v1/fips/{eip}": item,
         "/v1/dnats/{eip}/{port}/{protocol}": item,
         "/v1/snats/{eip}/{addr}/{len}": item,
+        "/v1/shared-dnats/{eip}/{port}/{protocol}": item,
         "/v1/routes/{addr}/{len}": item,
         **{
             path: {"get"}

@@ -15,6 +15,7 @@ from lab.controller import (
     creation_calls,
     iptables_version,
     object_calls,
+    share_call,
     snat_call,
 )
 from lab.manifests import read
@@ -45,6 +46,18 @@ def test_the_calls_of_the_seeds_example_in_the_controllers_order() -> None:
         "dnat-add 192.168.0.13,8888,tcp,10.0.1.10,80",
     ]
     assert [str(snat_call(snat, "1.8.9")) for snat in gw.snats] == ["snat-add 192.168.0.14,10.0.1.0/24,--random-fully"]
+
+
+def test_rules_of_type_share_with_one_identity_are_one_call_with_all_backends_sorted() -> None:
+    gw = plan(read([("share", (EXAMPLES / "share-dnat.yaml").read_text(encoding="utf-8"))]))[0].gateways[0]
+    assert [str(call) for call in object_calls(gw)] == [
+        "eip-add 192.168.0.20/24",
+        "dnat-add 192.168.0.20,2222,tcp,10.0.1.11,22",
+        "nft-dnat-map-add 192.168.0.20,80,tcp,10.0.1.11:8080@10.0.1.12:8080@10.0.2.13:80",
+        "nft-dnat-map-add 192.168.0.20,53,udp,10.0.1.11:53@10.0.1.12:53",
+    ]
+    reversed_ = gw.shares[0].model_copy(update={"backends": gw.shares[0].backends[::-1], "protocol": "TCP"})
+    assert str(share_call(reversed_)).endswith(",TCP,10.0.1.11:8080@10.0.1.12:8080@10.0.2.13:80")
 
 
 def test_other_subnets_are_routed_in_one_call_right_after_init() -> None:

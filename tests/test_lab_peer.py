@@ -94,3 +94,10 @@ def test_a_port_in_use_is_said_instead_of_ready(server: int) -> None:
     )
     assert done.returncode == 1
     assert done.stdout.startswith(f"cannot open tcp:{server}: ")
+
+
+def test_a_repeated_task_tells_of_all_who_answered(server: int) -> None:
+    (reply,) = ask({"how": "udp", "port": server, "times": 3})
+    assert reply == {"host": "me", "peer": "127.0.0.1"}
+    (refused,) = ask({"how": "tcp", "port": free_port(), "times": 3})
+    assert "host" not in refused

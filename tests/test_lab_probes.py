@@ -139,3 +139,24 @@ def probe(how: str, expect: Expect) -> Probe:
 def test_judging(how: str, expect: Expect, reply: dict[str, str], ok: bool, seen: str) -> None:
     result = judge(probe(how, expect), reply)
     assert (result.ok, result.seen) == (ok, seen)
+
+
+def test_every_backend_of_a_shared_mapping_must_answer_in_turn() -> None:
+    found = probes(world((EXAMPLES / "share-dnat.yaml").read_text(encoding="utf-8")))
+    told = lines(found)
+    all_three = "vpc-share/10.0.1.11 and vpc-share/10.0.1.12 and vpc-share/10.0.2.13 answer, see"
+    assert told["DNAT web-a, web-b, web-c | internet | tcp 192.168.0.20:80"] == f"{all_three} 198.51.100.2"
+    hairpin = "DNAT web-a, web-b, web-c, hairpin | vpc-share/10.0.1.2 | tcp 192.168.0.20:80"
+    assert told[hairpin] == f"{all_three} 192.168.0.20"
+    assert told["DNAT dns-a, dns-b | internet | udp 192.168.0.20:53"] == (
+        "vpc-share/10.0.1.11 and vpc-share/10.0.1.12 answer, see 198.51.100.2"
+    )
+    assert {probe.times for probe in found if "web-a" in probe.what} == {60}
+    assert {probe.times for probe in found if "ssh" in probe.what} == {1}
+
+
+def test_where_only_some_backends_can_be_reached_nothing_is_foretold() -> None:
+    text = (EXAMPLES / "share-dnat.yaml").read_text(encoding="utf-8").replace("policy: policyDst", "policy: policySrc")
+    text = text.replace("cidr: 0.0.0.0/0", "cidr: 10.0.1.0/24")  # the back subnet's answers go elsewhere
+    assert not [probe for probe in probes(world(text)) if probe.what == "DNAT web-a, web-b, web-c"]
+    assert [probe for probe in probes(world(text)) if probe.what == "DNAT dns-a, dns-b"]

@@ -11,18 +11,30 @@ from rules.iptables import parse_save, render_save
 from rules.keyed import Keyed
 from rules.ruleset import ChainRef, Foreign, Rule, Ruleset, Snat, Source
 from rules.ruleset import Dnat as ToDestination
-from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Route
+from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Route, SharedDnat
 from rules.spec import Snat as SnatRule
 from rules.state import Actual, AddressKey, RouteEntry, RouteKey
 from tests import strategies as some
 
 
 def recoverable(spec: GatewaySpec) -> GatewaySpec:
-    """What the kernel can know of a spec: the order among SNATs of different prefix lengths means nothing, and
-    the external gateways come with the first EIP."""
+    """What the kernel can know of a spec: the order among SNATs of different prefix lengths means nothing, nor does
+    the timeout of an affinity that is off, and the external gateways come with the first EIP."""
     gateways = {} if spec.eips else {"gateway_v4": None, "gateway_v6": None}
     by_length = Keyed(sorted(spec.snats, key=lambda snat: -snat.prefix_length))
-    return spec.model_copy(update={"snats": by_length, **gateways})
+    return spec.model_copy(
+        update={"snats": by_length, "shared_dnats": Keyed(map(_said, spec.shared_dnats)), **gateways}
+    )
+
+
+def _said(shared: SharedDnat) -> SharedDnat:
+    off = shared.session_affinity == "None"
+    return shared.model_copy(update={"session_affinity_timeout_seconds": 10800} if off else {})
+
+
+def by_key(parts: Keyed[SharedDnat]) -> Keyed[SharedDnat]:
+    """Their order means nothing, and the kernel does not keep it."""
+    return Keyed(sorted(parts, key=lambda part: part.key))
 
 
 @some.quick
@@ -44,9 +56,11 @@ def test_it_is_recovered_from_text_and_after_changes_too(old: GatewaySpec, new: 
     gateways = {"gateway_v4": recovered.gateway_v4, "gateway_v6": recovered.gateway_v6}
     routes = Keyed(sorted(recovered.routes, key=lambda route: route.cidr))
     expected = recoverable(new).model_copy(update={"routes": Keyed(sorted(new.routes, key=lambda route: route.cidr))})
+    shared = {"shared_dnats": by_key(expected.shared_dnats)}
     if not new.eips or old.eips:
         expected = expected.model_copy(update=gateways)
-    assert recovered.model_copy(update={"routes": routes}) == expected
+    found = recovered.model_copy(update={"routes": routes, "shared_dnats": by_key(recovered.shared_dnats)})
+    assert found == expected.model_copy(update=shared)
 
 
 def test_nothing_is_adopted_where_our_chains_do_not_stand() -> None:

@@ -16,7 +16,8 @@ from rules import commands as c
 from rules.edit import edit, edit_all
 from rules.flows import Flow, FlowFilter, is_stale, suspects
 from rules.ruleset import ChainRef, Dnat, Rule, Snat
-from rules.spec import GatewaySpec
+from rules.share import services_of
+from rules.spec import Backend, GatewaySpec
 from rules.trace import Fate, Host, Packet, trace
 from tests import strategies as some
 
@@ -25,7 +26,7 @@ NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17}
 
 def fate(packet: Packet, spec: GatewaySpec) -> Fate:
     actual = some.settled(spec)
-    return trace(packet, actual.ruleset, Host.of(actual), strict=True)
+    return trace(packet, actual.ruleset, Host.of(actual), strict=True, services=services_of(actual.nft))
 
 
 def entry(found: Fate) -> Flow:
@@ -83,8 +84,8 @@ def fates(old: GatewaySpec, new: GatewaySpec) -> Iterator[tuple[Fate, Fate, Flow
 
 def all_fates(spec: GatewaySpec) -> list[Fate]:
     actual = some.settled(spec)
-    host = Host.of(actual)
-    return [trace(packet, actual.ruleset, host, strict=True) for packet in PACKETS]
+    host, services = Host.of(actual), services_of(actual.nft)
+    return [trace(packet, actual.ruleset, host, strict=True, services=services) for packet in PACKETS]
 
 
 @some.quick
@@ -137,12 +138,34 @@ def test_what_passed_untranslated_before_its_rule_existed_is_stale(change: tuple
 def test_what_lost_its_rule_is_stale(change: tuple[GatewaySpec, GatewaySpec]) -> None:
     old, new = change
     backends = {part.internal_ip for part in (*new.fips, *new.dnats)}
+    backends |= {backend.internal_ip for shared in new.shared_dnats for backend in shared.backends}
     named = {part.eip for part in (*new.fips, *new.snats)} | {eip.ip for eip in new.eips}
-    for _, _, flow in fates(old, new):
+    for before, _, flow in fates(old, new):
         lost_target = flow.destination_translated and flow.reply_src not in backends
+        lost_target = lost_target and not (before.backends and shared_key(flow) in new.shared_dnats)
         lost_source = flow.source_translated and flow.reply_dst not in named
         if lost_target or lost_source:
             assert is_stale(flow, old, new)
+
+
+def shared_key(flow: Flow) -> tuple[str, int, str]:
+    return flow.orig_dst, flow.orig_dport, next(name for name, number in NUMBERS.items() if number == flow.protocol)
+
+
+@some.quick
+@given(changes())
+def test_a_connection_of_a_shared_mapping_lives_as_long_as_that(change: tuple[GatewaySpec, GatewaySpec]) -> None:
+    old, new = change
+    for before, _, flow in fates(old, new):
+        if before.backends and not flow.source_translated and not lost_eip(flow, old, new):
+            stands = shared_key(flow) in new.shared_dnats
+            fip, dnat = new.fips.get(flow.orig_dst), new.dnats.get(shared_key(flow))
+            ends = {(fip.internal_ip, flow.orig_dport)} if fip else set()
+            ends |= {(dnat.internal_ip, dnat.internal_port)} if dnat else set()
+            lost = not stands and (flow.reply_src, flow.reply_sport) not in ends
+            former = old.fips.get(flow.orig_dst)  # a floating IP to the same end that goes may have been its rule, too
+            if not (former and former.internal_ip == flow.reply_src):
+                assert is_stale(flow, old, new) is lost
 
 
 @some.quick
@@ -164,6 +187,14 @@ def dnat(ip: str = "10.0.1.5", port: int = 80) -> c.DnatAdd:
 
 
 UNDNAT = c.DnatDel(eip=EIP, external_port=80, protocol="tcp")
+
+
+def share(*ips: str) -> c.SharedDnatAdd:
+    ends = tuple(Backend(internal_ip=ip, internal_port=80) for ip in ips)
+    return c.SharedDnatAdd(eip=EIP, external_port=80, protocol="tcp", backends=ends)
+
+
+UNSHARE = c.SharedDnatDel(eip=EIP, external_port=80, protocol="tcp")
 FIP = c.FipAdd(eip=EIP, internal_ip="10.0.1.5")
 SNAT = c.SnatAdd(eip=EIP, internal_cidr="10.0.1.0/24")
 UNSNAT = c.SnatDel(eip=EIP, internal_cidr="10.0.1.0/24")
@@ -191,6 +222,19 @@ UNSNAT = c.SnatDel(eip=EIP, internal_cidr="10.0.1.0/24")
         ([], [c.SnatAdd(eip=EIP, internal_cidr="10.0.2.0/24")], TENANT, False),
         ([], [dnat()], OUTSIDE, True),
         ([], [dnat(port=443)], OUTSIDE, False),
+        # A shared mapping: its backends come and go, and its connections end with it.
+        ([share("10.0.1.5", "10.0.1.6")], [share("10.0.1.6")], OUTSIDE, False),
+        ([share("10.0.1.5", "10.0.1.6")], [UNSHARE], OUTSIDE, True),
+        ([share("10.0.1.5")], [UNSHARE, share("10.0.1.6")], OUTSIDE, False),
+        ([share("10.0.1.5")], [UNSHARE, dnat("10.0.1.5")], OUTSIDE, False),
+        ([share("10.0.1.5")], [UNSHARE, dnat("10.0.1.6")], OUTSIDE, True),
+        ([dnat("10.0.1.5")], [UNDNAT, share("10.0.1.5", "10.0.1.6")], OUTSIDE, False),
+        ([dnat("10.0.1.5")], [UNDNAT, share("10.0.1.6")], OUTSIDE, True),
+        ([], [share("10.0.1.5")], OUTSIDE, True),
+        ([FIP], [share("10.0.1.6")], OUTSIDE, False),
+        ([FIP, share("10.0.1.6")], [UNSHARE], OUTSIDE, True),
+        ([share("10.0.1.5")], [UNSHARE], HAIRPIN, True),
+        ([share("10.0.1.5")], [c.EipDel(address=f"{EIP}/24")], OUTSIDE, True),
         # By an EIP back to the tenant's side: the EIP gave the source, no SNAT did.
         ([dnat(), SNAT], [UNSNAT], HAIRPIN, False),
         ([dnat(), SNAT], [UNDNAT], HAIRPIN, True),
@@ -248,3 +292,14 @@ def test_a_filter_needs_all_its_fields(wanted: FlowFilter, matches: bool) -> Non
     spec = edit_all(GatewaySpec(), [*BASE, SNAT])
     assert spec is not None
     assert wanted.matches(entry(fate(TENANT, spec))) is matches
+
+
+def test_a_connection_of_a_backend_that_went_earlier_ends_with_its_mapping() -> None:
+    first = edit_all(GatewaySpec(), [*BASE, share("10.0.1.5", "10.0.1.6")])
+    assert first is not None
+    flow = entry(fate(OUTSIDE, first))
+    less = edit(first, share("10.0.1.6"))
+    assert not suspects(first, less)
+    gone = edit(less, UNSHARE)
+    assert is_stale(flow, less, gone)
+    assert [found for found in suspects(less, gone) if found.matches(flow)]

@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.desired import Facts
+from rules.keyed import Keyed
+from rules.nft import ServiceKey
 from rules.ruleset import ChainRef, Drop, Foreign, InInterface, Jump, Mark, OutInterface, Rule, Ruleset, SetMark
-from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Snat
+from rules.share import services_of
+from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, SharedDnat, Snat
 from rules.state import Actual, AddressKey, LinkState, RouteEntry, RouteKey
 from rules.trace import Fate, Host, Packet, Uncertain, route, trace
 from tests import strategies as some
@@ -26,7 +29,7 @@ SPEC = GatewaySpec(
 
 def fate(packet: Packet, spec: GatewaySpec = SPEC) -> Fate:
     actual = some.settled(spec)
-    return trace(packet, actual.ruleset, Host.of(actual), strict=True)
+    return trace(packet, actual.ruleset, Host.of(actual), strict=True, services=services_of(actual.nft))
 
 
 def outside(dst: str, dport: int, protocol: str = "tcp") -> Packet:
@@ -66,12 +69,16 @@ def test_fates(packet: Packet, src: str, dst: str, dport: int, leaves_by: str | 
     assert found.certain
 
 
-def expected(packet: Packet, spec: GatewaySpec) -> tuple[str, Packet]:
+def expected(packet: Packet, spec: GatewaySpec, choice: int) -> tuple[str, Packet]:
     """What the spec's words say about a packet, without any chains."""
     final, sides = packet, spec.interfaces
     fip = spec.fips.get(packet.dst)
     dnat = spec.dnats.get((packet.dst, packet.dport, packet.protocol))
-    if fip:
+    shared = spec.shared_dnats.get((packet.dst, packet.dport, packet.protocol))
+    if shared:
+        backend = shared.backends[choice]
+        final = replace(final, dst=backend.internal_ip, dport=backend.internal_port)
+    elif fip:
         final = replace(final, dst=fip.internal_ip)
     elif dnat:
         final = replace(final, dst=dnat.internal_ip, dport=dnat.internal_port)
@@ -105,8 +112,37 @@ def test_the_chains_do_what_the_spec_says(spec: GatewaySpec, data: st.DataObject
     spec = spec.model_copy(update={"routes": GatewaySpec().routes})
     packet = data.draw(some.packets(spec.interfaces))
     actual = some.settled(spec, some.pod(spec.interfaces))
-    found = trace(packet, actual.ruleset, Host.of(actual), strict=True)
-    assert (found.verdict, replace(found.final, mark=0)) == expected(packet, spec)
+    services = services_of(actual.nft)
+    shared = services.get(ServiceKey(packet.dst, packet.protocol, packet.dport))
+    for choice in range(len(shared.backends) if shared else 1):
+        host = Host.of(actual)
+        found = trace(packet, actual.ruleset, host, strict=True, services=services, choice=choice)
+        assert (found.verdict, replace(found.final, mark=0)) == expected(packet, spec, choice)
+        assert found.backends == (shared.backends if shared else ())
+
+
+def test_a_shared_mapping_decides_first_and_names_all_backends() -> None:
+    shared = SharedDnat.model_validate(
+        {
+            "eip": FLOATING,
+            "external_port": 443,
+            "protocol": "tcp",
+            "backends": [{"internal_ip": f"10.0.1.{n}", "internal_port": 8443} for n in (6, 7)],
+            "session_affinity": "ClientIP",
+        }
+    )
+    spec = SPEC.model_copy(update={"shared_dnats": Keyed([shared])})
+    found = fate(outside(FLOATING, 443), spec)
+    assert (found.final.dst, found.final.dport) == ("10.0.1.6", 8443)
+    assert found.backends == (("10.0.1.6", 8443), ("10.0.1.7", 8443))
+    assert (
+        "ip kube-ovn service-ips: destination becomes one of 2 backends at random (10.0.1.6:8443, 10.0.1.7:8443) "
+        "unless the client came within 10800 s, here 10.0.1.6:8443"
+    ) in found.describe()
+    assert "DNAT_FILTER" not in "".join(found.describe())
+    # A tenant is seen as the EIP; other ports are those of the floating IP.
+    assert fate(tenant("10.0.1.200", FLOATING, 443), spec).final.src == FLOATING
+    assert fate(outside(FLOATING, 444), spec).final.dst == "10.0.1.5"
 
 
 @some.quick

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 
 from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, attributes, text, u32
 from rules.ruleset import Family
-from rules.state import ROUTE_PROTOCOL, PolicyRule
+from rules.state import ROUTE_PROTOCOL, USUAL_PRIORITY, PolicyRule
 
 _RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
 _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_SUPPRESS_PREFIXLEN = 2, 3, 6, 14
@@ -57,10 +57,7 @@ def _resendable(message: memoryview) -> bytes:
 
 
 def addition(rule: PolicyRule) -> Message:
-    """The request to add it, refused with EEXIST where it is.
-
-    Without a priority, the kernel puts it ahead of all but the local table's.
-    """
+    """The request to add it, refused with EEXIST where it is."""
     return Message(_RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _body(rule, mark=True))
 
 
@@ -81,8 +78,10 @@ def _body(rule: PolicyRule, mark: bool) -> bytes:
         parts.append(_attribute(_FRA_SRC, source.network_address.packed))
     if rule.interface:
         parts.append(_attribute(_FRA_IIFNAME, rule.interface.encode() + b"\0"))
-    if rule.priority is not None:
-        parts.append(_attribute(_FRA_PRIORITY, struct.pack("=I", rule.priority)))
+    # Without a priority the kernel would take a rule that is there for another one, and add it again.
+    priority = USUAL_PRIORITY if mark and rule.priority is None else rule.priority
+    if priority is not None:
+        parts.append(_attribute(_FRA_PRIORITY, struct.pack("=I", priority)))
     if mark:
         parts.append(_attribute(_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL])))
     return b"".join(parts)

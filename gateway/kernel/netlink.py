@@ -136,7 +136,13 @@ class Netlink:
 
     def stream(self, message: Message) -> Iterator[memoryview]:
         """The bodies of the messages of a dump as they come; no other request may be made before its end."""
-        request = self._encoded(message, NLM_F_DUMP)
+        return self._answers(self._encoded(message, NLM_F_DUMP))
+
+    def ask(self, message: Message) -> list[memoryview]:
+        """The bodies of the answers to one request, no dump. Raises OSError with the kernel's errno if it refuses."""
+        return list(self._answers(self._encoded(message, NLM_F_ACK)))
+
+    def _answers(self, request: bytes) -> Iterator[memoryview]:
         interrupted = 0
         with self._conversation() as talk:
             talk.send(request)

@@ -154,6 +154,8 @@ class ExecServer:
             return await face(request.words[1:])
         standing = self._service.spec
         environment = {name: value for name, value in request.environment.items() if value}
+        if standing is not None and not standing.initialized:
+            standing = None
         if standing is None and request.words[:1] == ("init",):
             # Once initialised, the spec knows its interfaces; what an earlier init left speaks only before.
             try:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from pydantic import TypeAdapter, ValidationError
 
 from api.execwire import BadRequest, Reply, failure, one_line, success
 from rules.commands import Command, EipAdd, Init
-from rules.spec import Interfaces
+from rules.qos_commands import QosCommand
+from rules.spec import PRIORITY_MAX, Interfaces
 
 HELP_WORDS = ("help", "--help", "-h")
 RANDOM_FULLY = "--random-fully"
@@ -81,6 +83,8 @@ def parse(
         gateways = _gateways(environment)
     except BadRequest as error:
         return failure(f"{name} {error}")
+    if all(isinstance(command, QosCommand) for command in commands):
+        gateways = []  # limits come before init, too, when there is no gateway yet that could have them
     # The environment's gateways go first, so that a rule that names its gateway wins; only init precedes them.
     after_init = sum(isinstance(command, Init) for command in commands[:1])
     commands[after_init:after_init] = gateways
@@ -102,8 +106,9 @@ def help_text() -> str:
 def _command(word: str, op: str, **fields: object) -> Command:
     """One command. Raises BadRequest that repeats the word and names the first field that is wrong."""
     for name, value in fields.items():
-        if name.endswith("Port") and not (isinstance(value, str) and value.isascii() and value.isdigit()):
-            raise BadRequest(f"{word}: {name}: {value!r} is not a port number")
+        if name.endswith(("Port", "priority")) and not (isinstance(value, str) and value.isascii() and value.isdigit()):
+            what = "priority" if name == "priority" else "port number"
+            raise BadRequest(f"{word}: {name}: {value!r} is not a {what}")
     try:
         return _COMMAND.validate_python({"op": op, **fields})
     except ValidationError as error:
@@ -185,6 +190,49 @@ def _shared_dnat_add(word: str) -> list[Command]:
     return [_command(word, "nft-dnat-map-add", **named, backends=backends)]
 
 
+_EIP_LIMIT = ("eip", "priority", "rateMax", "burstMax")
+_LIMITED = ("direction", "interface", "priority", "classifier", "matchType", "side", "prefix")
+
+
+def _interface_limit(op: str, *more: str) -> Callable[[Sequence[str], Context], list[Command]]:
+    """A verb on an interface's limits. Releases up to 1.16 leave the interface out where the policy names none: it
+    is then the one that 1.17 names, the external one for what leaves and the tenant's for what comes in."""
+
+    def rule(word: str, context: Context) -> list[Command]:
+        if not word.strip(","):
+            return []
+        fields = (*_LIMITED, *more)
+        if more and word.count(",") >= len(fields):
+            raise BadRequest(f"{word}: more than {len(fields)} fields ({','.join(fields)})")
+        named = _named(word, fields)
+        classifier, kind = named.pop("classifier"), named.pop("matchType")
+        side, prefix = named.pop("side"), named.pop("prefix")
+        if classifier not in ("u32", "matchall"):
+            raise BadRequest(f"{word}: classifier: {classifier!r} is neither u32 nor matchall")
+        usual = context.interfaces.external if named["direction"] == "egress" else context.interfaces.vpc
+        limit = named | {"interface": named["interface"] or usual}
+        if classifier == "u32":
+            if kind != "ip":
+                raise BadRequest(f"{word}: matchType: {kind!r} is not ip")
+            limit |= {"matchType": "ip", "matchValue": f"{side} {prefix}"}
+            if op == "qos-del" and ":" in prefix and _is_network(prefix):
+                return []  # no limit of IPv6 can stand; Kube-OVN lets policies name it
+        priority = limit["priority"]
+        if op == "qos-del" and priority.isascii() and priority.isdigit() and int(priority[:9]) > PRIORITY_MAX:
+            return []  # likewise
+        return [_command(word, op, **limit)]
+
+    return lambda words, context: [command for word in words for command in rule(word, context)]
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
 def _nothing(_words: Sequence[str], _context: Context) -> list[Command]:
     return []
 
@@ -255,4 +303,22 @@ VERBS: Mapping[str, Verb] = {
     ),
     "snat-add": Verb(f"EIP,INTERNAL_CIDR[,{RANDOM_FULLY}]", "give what leaves the EIP as its source", _each(_snat_add)),
     "snat-del": Verb("EIP,INTERNAL_CIDR", "delete a source translation", _deletes("snat-del", "eip", "internalCIDR")),
+    "eip-ingress-qos-add": Verb(
+        "EIP,PRIORITY,MBIT,BURST_MB", "limit what comes to an EIP", _adds("eip-ingress-qos-add", *_EIP_LIMIT)
+    ),
+    "eip-egress-qos-add": Verb(
+        "EIP,PRIORITY,MBIT,BURST_MB", "limit what leaves by an EIP", _adds("eip-egress-qos-add", *_EIP_LIMIT)
+    ),
+    "eip-ingress-qos-del": Verb("EIP", "take that limit away", _deletes("eip-ingress-qos-del", "eip")),
+    "eip-egress-qos-del": Verb("EIP", "take that limit away", _deletes("eip-egress-qos-del", "eip")),
+    "qos-add": Verb(
+        "DIRECTION,INTERFACE,PRIORITY,u32|matchall,ip|,src|dst|,CIDR|,MBIT,BURST_MB",
+        "limit an interface's traffic, or that of a prefix",
+        _interface_limit("qos-add", "rateMax", "burstMax"),
+    ),
+    "qos-del": Verb(
+        "DIRECTION,INTERFACE,PRIORITY,u32|matchall,ip|,src|dst|,CIDR|",
+        "take that limit away",
+        _interface_limit("qos-del"),
+    ),
 }

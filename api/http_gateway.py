@@ -68,11 +68,12 @@ def add_gateway(app: FastAPI, service: Service, commit: Committer) -> None:
 
         Without `interfaces`, those that stand (or that the daemon was started with) stay.
         """
-        spec = wanted
+        spec = wanted.model_copy(update={"initialized": True})
         if "interfaces" not in wanted.model_fields_set:
-            spec = wanted.model_copy(update={"interfaces": service.status().interfaces})
+            spec = spec.model_copy(update={"interfaces": service.status().interfaces})
         before, done = await commit(request, lambda _: spec, dry_run=dry_run)
-        response.status_code = 201 if before is None and not dry_run else 200
+        fresh = before is None or not before.initialized
+        response.status_code = 201 if fresh and not dry_run else 200
         return done
 
     @app.patch("/v1/gateway", responses=WRITE_PROBLEMS)
@@ -172,6 +173,7 @@ def add_probes(app: FastAPI, service: Service) -> None:
 
 
 def _standing(service: Service) -> GatewaySpec:
-    if service.spec is None:
+    spec = service.spec
+    if spec is None or not spec.initialized:
         raise HTTPException(404, str(NotInitialized()))
-    return service.spec
+    return spec

@@ -28,6 +28,7 @@ from rules.state import (
     SetUp,
     Step,
 )
+from rules.tc import DeleteTc, SetTc, tc_text
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -98,8 +99,17 @@ class SwitchStep(Part):
     text: str
 
 
+class TcModel(Part):
+    """An object of traffic control comes or changes, or goes: a qdisc, a class, a filter, an ifb device."""
+
+    step: Literal["set-tc", "delete-tc"]
+    interface: str
+    text: str
+
+
 StepModel = Annotated[
-    EditTableStep | EditNftStep | AddressStep | RouteStep | PolicyRuleStep | SwitchStep, Field(discriminator="step")
+    EditTableStep | EditNftStep | AddressStep | RouteStep | PolicyRuleStep | SwitchStep | TcModel,
+    Field(discriminator="step"),
 ]
 
 
@@ -216,6 +226,9 @@ def _step(step: Step) -> StepModel:  # noqa: PLR0911 -- one line a step
         case DeletePolicyRule(rule):
             text = f"ip rule del iif {rule.interface} table {rule.table}"
             return PolicyRuleStep(step="delete-policy-rule", interface=rule.interface, table=rule.table, text=text)
+        case SetTc() | DeleteTc():
+            kind: Literal["set-tc", "delete-tc"] = "set-tc" if isinstance(step, SetTc) else "delete-tc"
+            return TcModel(step=kind, interface=step.key.device, text=tc_text(step))
     raise TypeError(f"only an egress gateway's plan has such a step: {step}")
 
 

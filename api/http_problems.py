@@ -17,11 +17,13 @@ from gateway.transaction import NotReverted
 from rules.appliance import OtherAppliance
 from rules.commands import Command
 from rules.edit import Conflict, NotInitialized
+from rules.spec import EipLimit, InterfaceLimit
 
 log = logging.getLogger(__name__)
 
 # pydantic puts the variant it chose into the path of an error; the sender never wrote that.
 OPS = frozenset(variant.model_fields["op"].default for variant in get_args(get_args(Command)[0]))
+VARIANTS = OPS | {EipLimit.__name__, InterfaceLimit.__name__}
 
 
 def problem(
@@ -64,7 +66,7 @@ def _invalid(_: Request, error: Exception) -> Response:
 def _field(error: Mapping[str, Any]) -> str:
     """The dotted path of a field, without the part of the request that it stood in and without names of variants."""
     path = () if error["type"] == "json_invalid" else error["loc"][1:]
-    return ".".join(str(part) for part in path if part not in OPS) or "body"
+    return ".".join(str(part) for part in path if part not in VARIANTS) or "body"
 
 
 def _message(error: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ from gateway.arp.link import LinksLost, Monitor
 from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
+from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.variant import choose, iptables_version
 from gateway.ports import Firewall
 from gateway.service import Service
@@ -130,7 +131,7 @@ async def _serve(settings: Settings) -> None:
     firewall = _firewall(settings)
     announcer = Announcer(clock)
     service = Service(
-        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft()),
+        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(), KernelShaper()),
         announcer,
         Store(settings.state_dir),
         clock,

@@ -27,6 +27,7 @@ SIGNS = {
     "delete-route": "-",
     "add-policy-rule": "+",
     "delete-policy-rule": "-",
+    "delete-tc": "-",
 }
 
 

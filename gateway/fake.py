@@ -42,6 +42,7 @@ from rules.state import (
     SetUp,
     Vrf,
 )
+from rules.tc import IfbKey, Objects, TcStep, apply_tc, tc_text
 
 Fault = Callable[[str], None]
 
@@ -60,6 +61,7 @@ class FakeKernel:
     """Kinds of devices that this kernel was built without."""
     conntrack: list[Flow] = field(default_factory=list)
     nft: NftTable = field(default_factory=NftTable)
+    tc: Objects = field(default_factory=dict)
     faults: Fault | None = None
     writes: int = 0
 
@@ -241,6 +243,27 @@ class FakeNft:
             self.kernel.nft = apply_commands(self.kernel.nft, commands)
         except Rejected as error:
             raise Refused(step, str(error), retryable=False) from error
+
+
+@dataclass
+class FakeShaper:
+    """``Shaper`` over a FakeKernel."""
+
+    kernel: FakeKernel
+
+    def read(self) -> Objects:
+        return dict(self.kernel.tc)
+
+    def commit(self, steps: Sequence[TcStep]) -> None:
+        for step in steps:
+            self.kernel.step(tc_text(step))
+            devices = {*self.kernel.links, *(key.device for key in self.kernel.tc if isinstance(key, IfbKey))}
+            if step.key.device not in devices and not isinstance(step.key, IfbKey):
+                raise Refused(tc_text(step), "No such device", retryable=True)
+            try:
+                self.kernel.tc = apply_tc(self.kernel.tc, step)
+            except ValueError as error:
+                raise Refused(tc_text(step), str(error), retryable=False) from error
 
 
 @dataclass

@@ -14,6 +14,7 @@ from rules.flows import Flow, FlowFilter
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import AddressKey, LinkState, LinkStep, PolicyRule, RouteEntry, RouteKey
+from rules.tc import Objects, TcStep
 
 
 class Refused(Exception):
@@ -90,6 +91,18 @@ class Lookup(Protocol):
 
     def lookup(self, destination: str, within: str | None = None) -> Hop:
         """Where a packet of our own goes (``within``: out of this device); raises Refused if nowhere."""
+        ...
+
+
+class Shaper(Protocol):
+    """Bandwidth limits: our trees of HTB classes and the filters that lead to them."""
+
+    def read(self) -> Objects:
+        """Every tree that is ours (or Kube-OVN's script's), the redirections to them and the ifb devices."""
+        ...
+
+    def commit(self, steps: Sequence[TcStep]) -> None:
+        """Apply the steps in order; raises Refused at the first one the kernel refuses (earlier ones stand)."""
         ...
 
 

@@ -200,12 +200,13 @@ class Service:
     def status(self) -> Status:
         """One look at the gateway, without touching the kernel."""
         spec = self._spec
-        interfaces = (spec.interfaces if spec else self._interfaces) or Interfaces()
+        initialized = spec is not None and spec.initialized
+        interfaces = (spec.interfaces if spec and initialized else self._interfaces) or Interfaces()
         external = self._actual.links.get(interfaces.external)
         pending = self._pending()
         return Status(
             ready=not pending,
-            initialized=spec is not None,
+            initialized=initialized,
             appliance="lb-svc" if isinstance(spec, LoadBalancerSpec) else "nat-gateway",
             version=self._version,
             variant=self.variant,

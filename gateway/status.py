@@ -42,6 +42,7 @@ class Counts(Part):
     snats: int = 0
     routes: int = 0
     shared_dnats: int = 0
+    qos: int = 0
 
     @classmethod
     def of(cls, spec: Spec | None) -> Self:

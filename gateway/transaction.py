@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from gateway.ports import Firewall, Flows, Links, LinksReading, Nft, Refused
+from gateway.ports import Firewall, Flows, Links, LinksReading, Nft, Refused, Shaper
 from rules.appliance import Spec, desired
-from rules.delta import delta, touched_tables, touches_links, touches_nft, undo
+from rules.delta import delta, touched_tables, touches_links, touches_nft, touches_tc, undo
 from rules.desired import Facts
 from rules.nft import NftTable
+from rules.qos import Unshapeable, interfaces_of
 from rules.ruleset import FAMILIES, Family, Ruleset
+from rules.spec import GatewaySpec
 from rules.state import Actual, EditNft, EditTable, LinkStep, Plan
+from rules.tc import TcStep
+
+D = TypeVar("D")
 
 TABLES = ("mangle", "nat")
 # One pass does it; a second one mends what the kernel itself changed on the way (routes that went with an address).
@@ -46,8 +52,10 @@ class Kernel:
     links: Links
     flows: Flows
     nft: Nft | None = None
-    """The table of share-type DNAT, and below the same tables for IPv6: where they matter."""
+    """The table of share-type DNAT; this and what follows: where they matter."""
+    shaper: Shaper | None = None
     firewall6: Firewall | None = None
+    """The same tables for IPv6."""
     tables: tuple[str, ...] = TABLES
 
 
@@ -56,19 +64,33 @@ def read(kernel: Kernel) -> Actual:
     chains = kernel.firewall.read(kernel.tables).chains
     if kernel.firewall6:
         chains = {**chains, **kernel.firewall6.read(kernel.tables).chains}
-    return _actual(Ruleset(chains), kernel.links.read(), kernel.nft.read() if kernel.nft else NftTable())
+    nft = kernel.nft.read() if kernel.nft else NftTable()
+    tc = kernel.shaper.read() if kernel.shaper else {}
+    return _with_links(Actual(Ruleset(chains), nft=nft, tc=tc), kernel.links.read())
 
 
-def _actual(ruleset: Ruleset, read: LinksReading, nft: NftTable) -> Actual:
-    return Actual(ruleset, read.links, read.addresses, read.routes, nft, read.policy_rules, read.sysctls)
+def _with_links(actual: Actual, read: LinksReading) -> Actual:
+    return replace(
+        actual,
+        links=read.links,
+        addresses=read.addresses,
+        routes=read.routes,
+        policy_rules=read.policy_rules,
+        sysctls=read.sysctls,
+    )
 
 
 def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
-    for name in (spec.interfaces.vpc, spec.interfaces.external):
+    sides = (spec.interfaces.vpc, spec.interfaces.external) if spec.initialized else ()
+    shaped = interfaces_of(spec) if isinstance(spec, GatewaySpec) else ()
+    for name in (*sides, *sorted(shaped)):
         if name not in actual.links:
             raise Refused(f"interface {name}", "no such interface", retryable=True)
-    return delta(desired(spec, facts, actual), actual)
+    try:
+        return delta(desired(spec, facts, actual), actual)
+    except Unshapeable as error:
+        raise Refused("bandwidth limits", str(error), retryable=False) from error
 
 
 def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Plan:
@@ -122,37 +144,47 @@ def _revert(kernel: Kernel, done: Plan, before: Actual, cause: Exception) -> Non
 
 
 def _commit(kernel: Kernel, todo: Plan) -> None:
-    """Carry the steps out in order; neighbouring link steps go as one batch."""
+    """Carry the steps out in order; neighbouring steps of one port go as one batch."""
     batch: list[LinkStep] = []
+    limits: list[TcStep] = []
     for step in todo.steps:
-        if isinstance(step, EditTable):
+        if not isinstance(step, LinkStep):
             _flush(kernel, batch)
+        if not isinstance(step, TcStep):
+            _shape(kernel, limits)
+        if isinstance(step, EditTable):
             _firewall(kernel, step.family).edit(step.table, step.edits)
         elif isinstance(step, EditNft):
-            _flush(kernel, batch)
-            _nft(kernel).commit(step.commands)
+            _driver(kernel.nft, step).commit(step.commands)
+        elif isinstance(step, TcStep):
+            limits.append(step)
         else:
             batch.append(step)
     _flush(kernel, batch)
+    _shape(kernel, limits)
 
 
 def _firewall(kernel: Kernel, family: Family) -> Firewall:
-    firewall = kernel.firewall if family == 4 else kernel.firewall6
-    if firewall is None:
-        raise Refused("edit an IPv6 table", "there is no driver for IPv6 tables", retryable=False)
-    return firewall
+    return _driver(kernel.firewall if family == 4 else kernel.firewall6, "an IPv6 table")
 
 
-def _nft(kernel: Kernel) -> Nft:
-    if kernel.nft is None:
-        raise Refused("edit the table of share-type DNAT", "there is no driver for it", retryable=False)
-    return kernel.nft
+def _driver(port: D | None, what: object) -> D:
+    """The driver of a port; a plan that needs one which is not there is refused."""
+    if port is None:
+        raise Refused(str(what), "there is no driver for it", retryable=False)
+    return port
 
 
 def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
     if batch:
         kernel.links.commit(tuple(batch))
         batch.clear()
+
+
+def _shape(kernel: Kernel, steps: list[TcStep]) -> None:
+    if steps:
+        _driver(kernel.shaper, steps[0]).commit(tuple(steps))
+        steps.clear()
 
 
 def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
@@ -162,8 +194,9 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
         if tables := touched_tables(touched, family):
             kept = {ref: rules for ref, rules in chains.items() if ref.family != family or ref.table not in tables}
             chains = {**kept, **_firewall(kernel, family).read(tables).chains}
-    ruleset = Ruleset(chains)
-    nft = _nft(kernel).read() if touches_nft(touched) else actual.nft
+    nft = kernel.nft.read() if kernel.nft and touches_nft(touched) else actual.nft
+    tc = kernel.shaper.read() if kernel.shaper and touches_tc(touched) else actual.tc
+    read = replace(actual, ruleset=Ruleset(chains), nft=nft, tc=tc)
     if not touches_links(touched):
-        return replace(actual, ruleset=ruleset, nft=nft)
-    return _actual(ruleset, kernel.links.read(), nft)
+        return read
+    return _with_links(read, kernel.links.read())

@@ -272,7 +272,8 @@ class Gateway(Host):
         """Delete what verbs have added; afterwards the rules must be those that ``init`` left."""
         deletions: dict[str, list[str]] = {}
         for verb, rule in self._added:
-            identity = rule.split(",")[: {"dnat-add": 3, "nft-dnat-map-add": 3, "snat-add": 2}.get(verb, 1)]
+            fields = {"dnat-add": 3, "nft-dnat-map-add": 3, "snat-add": 2, "qos-add": 9}
+            identity = rule.split(",")[: fields.get(verb, 1)]
             deletions.setdefault(verb.removesuffix("-add") + "-del", []).append(",".join(identity))
         self._added.clear()
         for verb, rules in deletions.items():

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from rules import nat, share
+from rules import nat, qos, share
 from rules.desired import DEFAULT_V4, DEFAULT_V6
 from rules.keyed import HasKey, Keyed
 from rules.ruleset import (
@@ -41,7 +41,8 @@ def adopt(actual: Actual, interfaces: Interfaces | None = None) -> GatewaySpec |
     Without ``interfaces`` these too are taken from the rules. Rules of other shapes in our chains are passed over.
     """
     if Rule((), Jump(nat.SHARED_SNAT.chain)) not in actual.ruleset.chains.get(nat.SNAT_FILTER, ()):
-        return None
+        limits = qos.recovered(actual.tc, interfaces or Interfaces())
+        return GatewaySpec(qos=Keyed(limits), initialized=False) if limits else None
     sides = interfaces or _interfaces(actual)
     fips, dnats, snats = _first(_fips(actual)), _first(_dnats(actual)), _first(_snats(actual))
     shared = _first(_shared_dnats(actual))
@@ -57,6 +58,7 @@ def adopt(actual: Actual, interfaces: Interfaces | None = None) -> GatewaySpec |
         snats=snats,
         routes=_first(_routes(actual, sides.vpc)),
         shared_dnats=shared,
+        qos=Keyed(qos.recovered(actual.tc, sides)),
     )
 
 

@@ -74,6 +74,7 @@ from rules.state import (
     Step,
     Switch,
 )
+from rules.tc import TcStep, apply_tc, tc_text
 
 Chains = Mapping[ChainRef, Rules]
 K = TypeVar("K")
@@ -101,6 +102,11 @@ def apply_step(actual: Actual, step: Step) -> Actual:
         case SetSysctl(name, value):
             _need(name in actual.sysctls, step, "No such file or directory")
             return replace(actual, sysctls={**actual.sysctls, name: value})
+    if isinstance(step, TcStep):
+        try:
+            return replace(actual, tc=apply_tc(actual.tc, step))
+        except ValueError as error:
+            raise Rejected(f"{tc_text(step)}: {error}") from error
     return _apply_link_step(actual, step)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 
-from rules import share
+from rules import share, tc
 from rules.nft import NftTable
 from rules.ruleset import (
     BUILTIN,
@@ -82,7 +82,9 @@ def delta(desired: Desired, actual: Actual) -> Plan:
         *_devices_gone(desired, actual),
     ]
     ordered = [mangle, *nat, nft, *links, *arp] if guard_first else [*nat, nft, *links, *arp, mangle]
-    return Plan(tuple(step for step in ordered if step is not None))
+    middle = (step for step in ordered if step is not None)
+    # A limit comes before the traffic that it is for, and goes after it.
+    return Plan((*tc.steps_before(desired.tc, actual.tc), *middle, *tc.steps_after(desired.tc, actual.tc)))
 
 
 def undo(plan: Plan, before: Actual, now: Actual) -> Plan:
@@ -96,8 +98,13 @@ def touched_tables(plan: Plan, family: Family = 4) -> frozenset[str]:
 
 
 def touches_links(plan: Plan) -> bool:
-    """Whether the plan has steps besides netfilter edits."""
-    return any(not isinstance(step, EditTable | EditNft) for step in plan.steps)
+    """Whether the plan has steps about addresses, routes or flags of interfaces."""
+    return any(isinstance(step, LinkStep) for step in plan.steps)
+
+
+def touches_tc(plan: Plan) -> bool:
+    """Whether the plan changes bandwidth limits."""
+    return any(isinstance(step, tc.TcStep) for step in plan.steps)
 
 
 def touches_nft(plan: Plan) -> bool:
@@ -152,8 +159,9 @@ def snapshot(plan: Plan, before: Actual, now: Actual) -> Desired:
             case AddPolicyRule(rule) | DeletePolicyRule(rule):
                 policy_rules[rule] = rule.is_in(before.policy_rules)
     heads = _snapshot_heads(plan, before, now)
+    limits = tc.snapshot((step for step in plan.steps if isinstance(step, tc.TcStep)), before.tc)
     return Desired(
-        chains, hooks, addresses, routes, arp, promote, nft, up, policy_rules, heads, sysctls, devices, masters
+        chains, hooks, addresses, routes, arp, promote, nft, up, policy_rules, limits, heads, sysctls, devices, masters
     )
 
 

@@ -124,6 +124,11 @@ class LoadBalancerSpec(Part):
         """The address, if it is known yet."""
         return (self.eip,) if self.eip else ()
 
+    @property
+    def initialized(self) -> bool:
+        """Always: nothing can be asked of a load balancer before it is one."""
+        return True
+
 
 BalancerCommand = BalancerEip | BalancerDnat | BalancerDnatDel
 

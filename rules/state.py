@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, ChainRef, Family, Rule, Rules, Ruleset
+from rules.tc import Objects, Statements, TcStep
 
 # Marks by which our own objects are known after a restart without memory.
 ROUTE_PROTOCOL = 223  # rtm_protocol; unassigned in iproute2's rt_protos
@@ -116,6 +117,7 @@ class Desired:
     nft: NftTable | None = None
     up: Mapping[str, bool] = field(default_factory=dict)
     policy_rules: Mapping[PolicyRule, bool] = field(default_factory=dict)
+    tc: Statements = field(default_factory=dict)
     heads: Mapping[ChainRef, Rules] = field(default_factory=dict)
     sysctls: Mapping[str, int] = field(default_factory=dict)
     devices: Mapping[str, Device | None] = field(default_factory=dict)
@@ -153,6 +155,7 @@ class Actual:
     routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
     nft: NftTable = field(default_factory=NftTable)
     policy_rules: frozenset[PolicyRule] = frozenset()
+    tc: Objects = field(default_factory=dict)
     sysctls: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -264,7 +267,7 @@ RoutingStep = ReplaceRoute | DeleteRoute | AddPolicyRule | DeletePolicyRule
 Switch = SetArp | SetPromoteSecondaries | SetUp
 DeviceStep = AddDevice | DeleteDevice | SetMaster
 LinkStep = AddAddress | DeleteAddress | RoutingStep | Switch | DeviceStep | SetSysctl
-Step = EditTable | EditNft | LinkStep
+Step = EditTable | EditNft | LinkStep | TcStep
 
 
 @dataclass(frozen=True)

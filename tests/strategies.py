@@ -7,6 +7,7 @@ what can go wrong.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from hypothesis import settings
@@ -41,8 +42,22 @@ from rules.ruleset import (
 )
 from rules.ruleset import Dnat as ToDestination
 from rules.ruleset import Snat as ToSource
-from rules.spec import Backend, Dnat, Eip, Fip, GatewaySpec, Interfaces, Part, Route, SharedDnat, Snat
+from rules.spec import (
+    Backend,
+    Dnat,
+    Eip,
+    EipLimit,
+    Fip,
+    GatewaySpec,
+    InterfaceLimit,
+    Interfaces,
+    Part,
+    Route,
+    SharedDnat,
+    Snat,
+)
 from rules.state import Actual, AddressKey, LinkState, RouteEntry, RouteKey
+from rules.tc import Link, TableKey
 from rules.trace import Packet
 
 H = TypeVar("H", bound=HasKey)
@@ -83,6 +98,25 @@ routes = _part(
 )
 
 
+rates = st.sampled_from(["0.5", "2.5", "10", "100", "40000"])
+bursts = st.sampled_from(["0", "0.06", "0.3", "10"])
+directions = st.sampled_from(["egress", "ingress"])
+eip_limits = _part(
+    EipLimit, eip=external_ips, direction=directions, priority=st.integers(0, 3), rate_max=rates, burst_max=bursts
+)
+interface_limits = _part(
+    InterfaceLimit,
+    interface=st.sampled_from(["eth0", "net1"]),
+    direction=directions,
+    match_type=st.sampled_from(["ip", ""]),
+    match_value=st.tuples(st.sampled_from(["src", "dst"]), st.sampled_from([*CIDRS, "192.168.0.20/32"])).map(" ".join),
+    priority=st.integers(0, 3),
+    rate_max=rates,
+    burst_max=bursts,
+)
+limits: st.SearchStrategy[EipLimit | InterfaceLimit] = eip_limits | interface_limits
+
+
 def _keyed(items: st.SearchStrategy[H], size: int = 5) -> st.SearchStrategy[Keyed[H]]:
     def key(item: H) -> Hashable:
         return item.key  # type: ignore[no-any-return]
@@ -120,6 +154,7 @@ specs = (
             "snats": _keyed(snats),
             "routes": _keyed(routes, 3),
             "shared_dnats": _keyed(shared_dnats, 3),
+            "qos": _keyed(limits),
         }
     )
     .map(_either_or)
@@ -232,6 +267,12 @@ def both_pods() -> Actual:
     """A namespace that has the interfaces of every spec which ``specs`` draws."""
     one, other = pod(), pod(Interfaces(vpc="ovn0", external="ext-0.12"))
     return Actual(one.ruleset, {**one.links, **other.links}, one.addresses, one.routes)
+
+
+def bare(actual: Actual) -> Actual:
+    """Without hash tables and the links to them, which stay once a limit needed them."""
+    tc = {k: v for k, v in actual.tc.items() if not isinstance(k, TableKey) and not isinstance(v, Link)}
+    return replace(actual, tc=tc)
 
 
 def settled(spec: GatewaySpec, actual: Actual | None = None, facts: Facts = Facts()) -> Actual:  # noqa: B008 -- frozen

@@ -229,6 +229,7 @@ def _step(step: Step) -> StepModel:  # noqa: PLR0911 -- one line a step
         case SetTc() | DeleteTc():
             kind: Literal["set-tc", "delete-tc"] = "set-tc" if isinstance(step, SetTc) else "delete-tc"
             return TcModel(step=kind, interface=step.key.device, text=tc_text(step))
+    raise TypeError(f"only an egress gateway's plan has such a step: {step}")
 
 
 def _route(step: ReplaceRoute | DeleteRoute) -> RouteStep:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 from itertools import combinations
 
+from lab import egress
 from lab.ipam import Pool
 from lab.kinds import (
     DEFAULT_VPC,
@@ -43,6 +44,7 @@ def refusals(m: Manifests) -> list[str]:
     checks = (
         _switched_off, _references, _subnets, _overlaps, _gateways, _external_networks, _routes,
         _eips, _lan_addresses, _external_addresses, _rules, _rule_conflicts, _attachments,
+        egress.refusals,
     )  # fmt: skip
     return list(dict.fromkeys(sentence for check in checks for sentence in check(m)))
 

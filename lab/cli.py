@@ -182,6 +182,14 @@ def _print_world(world: World, dry_run: bool) -> None:
         inside = f"{gw.vpc_interface} {gw.lan}"
         outside = f"{gw.external_interface} {gw.external or 'without address of its own'}"
         table.add_row(*map(escape, (gw.name, gw.vpc, inside, outside, eips, "\n".join(rules))))
+    for egress in world.egresses:
+        who = [f"{source.cidr}: {'SNAT' if source.snat else 'no SNAT'}" for source in egress.sources]
+        watched = f"BFD with {egress.bfd.peer}" if egress.bfd else "not watched by BFD"
+        for replica in egress.replicas:
+            sides = (str(replica.internal), str(replica.external))
+            table.add_row(
+                *map(escape, (f"{egress.name} {replica.name}", egress.vpc, *sides, "", "\n".join([*who, watched])))
+            )
     _out.print(table)
     hosts = ", ".join(f"{host.label} {host.ip} ({host.netns})" for host in (*world.hosts, world.internet))
     _out.print(f"hosts: {escape(hosts)}", soft_wrap=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lab import netns
+from lab import egressrun, netns
 from lab.controller import SCRIPT, Call, ExecFailed, Outcome, Pod, creation_calls, drive, drive_snats, object_calls
 from lab.probes import Probe, Result, before_first_eip, judge, probes
 from lab.record import Book, LabError, Record
@@ -59,6 +59,7 @@ def up(
             for pod in pods:
                 drive(pod, object_calls(pod.gateway), told)
                 drive_snats(pod, told)
+            egressrun.start(world, book)
         except ExecFailed:
             raise
         except BaseException:
@@ -155,8 +156,12 @@ def _ask(name: str, tried: Iterable[Probe]) -> list[dict[str, str]]:
         }
         for probe in tried
     ]
+    return _peer(name, tasks)
+
+
+def _peer(name: str, tasks: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     argv = netns.inside(name, [sys.executable, "-I", "-S", str(PEER), "ask"])
-    done = subprocess.run(argv, input=json.dumps(tasks), capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, input=json.dumps(list(tasks)), capture_output=True, text=True, check=False)
     if done.returncode:
         raise LabError(f"The client in {name} failed: {' '.join(done.stderr.split())}")
     replies: list[dict[str, str]] = json.loads(done.stdout)
@@ -167,7 +172,12 @@ def try_out(book: Book) -> list[Result]:
     """Real traffic through a standing lab, after what was observed while it was built."""
     netns.require(_PROGRAMS)
     record = _standing(book)
-    return [*record.observations, *_bare_gateways(record.world), *run_probes(probes(record.world))]
+    world = record.world
+    results = [*record.observations, *_bare_gateways(world), *run_probes(probes(world))]
+    if world.egresses:
+        with book.locked():  # it stops and starts processes of the lab
+            results += egressrun.try_out(world, book, _peer)
+    return results
 
 
 def _bare_gateways(world: World) -> list[Result]:
@@ -219,6 +229,16 @@ def status(book: Book) -> tuple[Record, list[Part]]:
     rows += [
         ("host", host.label, host.netns, "; ".join(map(str, (host.address, *(nic.address for nic in host.nics)))))
         for host in (*world.hosts, world.internet)
+    ]
+    rows += [
+        (
+            "egress gateway",
+            f"{plan.name} {replica.name}",
+            replica.netns,
+            f"eth0 {replica.internal}; net1 {replica.external}",
+        )
+        for plan in world.egresses
+        for replica in plan.replicas
     ]
     rows += [("VPC router", v.name, v.netns, " ".join(str(lan.gateway) for lan in v.lans)) for v in world.vpcs]
     outside = " ".join(str(address) for segment in world.segments for address in segment.gateways)

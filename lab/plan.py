@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
+from lab import egress
 from lab.check import Refused, nad_of, pod_home, refusals
+from lab.egressplan import EgressPlan
 from lab.further import Further
 from lab.ipam import Pool
 from lab.kinds import DEFAULT_VPC, IptablesDnatRule, Pod, Subnet, Vpc, VpcNatGateway
@@ -56,6 +58,7 @@ class _Planner:
     eip_addresses: dict[str, IPv4Address] = field(default_factory=dict)
     hosts: dict[tuple[str, IPv4Address], Host] = field(default_factory=dict)
     further: Further = field(init=False)
+    egresses: list[EgressPlan] = field(default_factory=list)
 
     def build(self) -> tuple[World, tuple[str, ...]]:
         m = self.m
@@ -68,9 +71,11 @@ class _Planner:
         }
         self.further = Further(m, self.lab, self.lans, self._free, self.notes.append)
         self.hosts.update(((vpc, host.ip), host) for vpc, host in self.further.services())
+        self._fixed_addresses()
+        bridges = {name: lan.bridge for name, lan in self.lans.items()}
+        self.egresses = egress.plans(m, self.lab, bridges, self._free)
         names = dict.fromkeys([*m.vpcs, *(s.vpc_name for s in tenants)])
         vpcs = tuple(self._vpc(name) for name in names)
-        self._fixed_addresses()
         segments = self._segments()
         gateways = tuple(self._gateway(gw) for gw in m.gateways.values())
         self._rule_hosts(gateways)
@@ -85,6 +90,7 @@ class _Planner:
             lab=self.lab, hub=netns_name(self.lab, "hub"), node=netns_name(self.lab, "node"),
             phys=netns_name(self.lab, "phys"), transit=transit, internet=internet, vpcs=vpcs, segments=segments,
             gateways=gateways, hosts=tuple(self.hosts.values()), management=self.further.management_lan(),
+            egresses=tuple(self.egresses),
         )  # fmt: skip
         return world, tuple(dict.fromkeys(self.notes))
 
@@ -94,8 +100,11 @@ class _Planner:
         connected = tuple(Connected(cidr=lan.cidr, device=lan.bridge, gateway=lan.gateway) for lan in lans)
         vpc = self.m.vpcs.get(name)
         statics, policies = (self._statics(vpc), self._policies(vpc)) if vpc else ((), ())
+        mine = [plan for plan in self.egresses if plan.vpc == name]
+        policies += tuple(egress.policies(mine, [lan.cidr for lan in lans]))
         router = Router(connected=connected, statics=statics, policies=policies)
-        return VpcPlan(name=name, netns=netns_name(self.lab, "vpc", name), lans=lans, router=router)
+        bfd = vpc.bfd_port.ip if vpc and vpc.bfd_port.enabled else None
+        return VpcPlan(name=name, netns=netns_name(self.lab, "vpc", name), lans=lans, router=router, bfd=bfd)
 
     def _statics(self, vpc: Vpc) -> tuple[Static, ...]:
         kept = []
@@ -134,6 +143,7 @@ class _Planner:
         for eip in self.m.eips.values():
             if eip.address is not None:
                 self.pools[eip.subnet].take(eip.address, eip.title)
+        egress.take_fixed(self.m, self.pools)
         for pod in self.m.pods.values():
             home = pod_home(self.m, pod)
             if home is not None and pod.ip_address and not home.external:
@@ -303,6 +313,13 @@ class _Planner:
                     ours = subnet.name in self.lans and subnet.vpc_name == gw.vpc
                     if ours and within is not None and not self._tenants(gw.vpc, within, floating):
                         self._spare(gw.vpc, subnet, within)
+        for plan in self.egresses:
+            for source in plan.sources:
+                for subnet in self.m.subnets.values():
+                    within = intersection(source.cidr, subnet.cidr)
+                    ours = subnet.name in self.lans and subnet.vpc_name == plan.vpc
+                    if ours and within is not None and not self._tenants(plan.vpc, within, set()):
+                        self._spare(plan.vpc, subnet, within)
 
     def _tenants(self, vpc: str, within: IPv4Network, without: set[IPv4Address]) -> list[Host]:
         return [
@@ -341,6 +358,8 @@ class _Planner:
             self.notes.append(
                 f"Vpc {DEFAULT_VPC}: the default VPC is a router like any other; nodes and Services are not simulated."
             )
+        routed = {vpc.name for vpc in vpcs if any(static.cidr.prefixlen == 0 for static in vpc.router.statics)}
+        self.notes.extend(egress.notes(self.egresses, routed))
         for gw in gateways:
             router = next(vpc.router for vpc in vpcs if vpc.name == gw.vpc)
             if not any(static.next_hop == gw.lan.ip for static in router.statics) and not any(

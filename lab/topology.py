@@ -13,9 +13,11 @@ Every bridge stands in the hub namespace, so nothing is ever created in the name
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import IPv4Network
 from itertools import count
 
-from lab.routing import Frozen, rule_lines
+from lab.egressplan import EgressPlan
+from lab.routing import Frozen, rule_lines, spread
 from lab.world import GatewayPlan, Nic, World
 
 
@@ -33,6 +35,7 @@ def steps(world: World) -> list[Step]:
         *_tenants(world),
         *_outside(world),
         *(step for gw in world.gateways for step in _gateway(world, gw)),
+        *(step for plan in world.egresses for step in _egress(world, plan)),
     ]
 
 
@@ -49,6 +52,10 @@ def sysctls(world: World) -> dict[str, tuple[str, ...]]:
     settings |= {vpc.netns: quiet for vpc in world.vpcs}
     settings[world.phys] = quiet
     settings |= {gw.netns: forward for gw in world.gateways}
+    if world.egresses:  # connections, not pairs of hosts, are spread over next hops, as OVN does it
+        by_port = ("net.ipv4.fib_multipath_hash_policy=1",)
+        settings[world.phys] += by_port
+        settings |= {vpc.netns: (*quiet, *by_port) for vpc in world.vpcs}
     return settings
 
 
@@ -84,12 +91,20 @@ def _links(world: World) -> Iterator[Step]:
         cable(gw.bridge, gw.vpc_interface, gw.netns)
         if gw.management is not None:
             cable(gw.management.bridge, gw.management.interface, gw.netns)
+    for plan in world.egresses:
+        for replica in plan.replicas:
+            cable(plan.bridge, "eth0", replica.netns)
     yield Step(netns=world.hub, lines=tuple(lines))
     yield Step(netns=world.phys, lines=(f"link add inet0 type veth peer name eth0 netns {world.internet.netns}",))
     up = [f"link set {segment.master} up" for segment in world.segments]
     macvlans = [
         f"link add link {gw.master} name {gw.external_interface} netns {gw.netns} type macvlan mode {gw.mode}"
         for gw in world.gateways
+    ]
+    macvlans += [
+        f"link add link {plan.master} name net1 netns {replica.netns} type macvlan mode {plan.mode}"
+        for plan in world.egresses
+        for replica in plan.replicas
     ]
     if world.management is not None:
         lan = world.management
@@ -100,6 +115,8 @@ def _links(world: World) -> Iterator[Step]:
 def _tenants(world: World) -> Iterator[Step]:
     for vpc in world.vpcs:
         lines = ["link set lo up"]
+        if vpc.bfd is not None:
+            lines.append(f"addr add {vpc.bfd}/32 dev lo")
         for lan in vpc.lans:
             lines.append(f"addr add {lan.gateway}/{lan.cidr.prefixlen} dev {lan.bridge}")
             lines.append(f"link set {lan.bridge} up")
@@ -151,3 +168,26 @@ def _gateway(world: World, gw: GatewayPlan) -> Iterator[Step]:
     if gw.external is not None:
         lines.append(f"route replace default via {gw.external_gateway} dev {outside}")
     yield Step(netns=gw.netns, lines=tuple(lines))
+
+
+def _egress(world: World, plan: EgressPlan) -> Iterator[Step]:
+    """What the CNI leaves in an egress gateway's pods, and the ways back outside.
+
+    eth0 has routes to the sources and to the router's BFD address, net1 the default one. Outside somebody must know
+    where sources that keep their addresses are: the physical gateway spreads what is for them over the replicas.
+    """
+    for replica in plan.replicas:
+        near = replica.internal.network
+        inside = [source.cidr for source in plan.sources if not source.cidr.subnet_of(near)]
+        inside += [IPv4Network(plan.bfd.peer)] if plan.bfd else []
+        lines = ["link set lo up"]
+        for name, address in (("eth0", replica.internal), ("net1", replica.external)):
+            lines += [f"addr add {address} dev {name}", f"link set {name} up"]
+        lines += [f"route replace {cidr} via {plan.internal_gateway} dev eth0" for cidr in dict.fromkeys(inside)]
+        lines.append(f"route replace default via {plan.external_gateway} dev net1")
+        yield Step(netns=replica.netns, lines=tuple(lines))
+    device = next(segment.bridge for segment in world.segments if segment.master == plan.master)
+    back = spread(dict.fromkeys(plan.external_addresses, device))
+    kept = [source.cidr for source in plan.sources if not source.snat]
+    if kept and plan.replicas:
+        yield Step(netns=world.phys, lines=tuple(f"route replace {cidr} {back}" for cidr in kept))

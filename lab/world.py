@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal
 
+from lab.egressplan import EgressPlan
 from lab.routing import Frozen, Router
 
 ECHO_PORT = 7007
@@ -78,6 +79,8 @@ class VpcPlan(Frozen):
     netns: str
     lans: tuple[Lan, ...]
     router: Router
+    bfd: IPv4Address | None = None
+    """The address from which the router speaks BFD with its egress gateways."""
 
 
 class Segment(Frozen):
@@ -189,6 +192,7 @@ class World(Frozen):
     segments: tuple[Segment, ...] = ()
     gateways: tuple[GatewayPlan, ...] = ()
     hosts: tuple[Host, ...] = ()
+    egresses: tuple[EgressPlan, ...] = ()
     management: Lan | None = None
     """The network of the primary CNI, where that is not Kube-OVN; the node is its gateway."""
 
@@ -198,6 +202,7 @@ class World(Frozen):
         yield from (vpc.netns for vpc in self.vpcs)
         yield from (gateway.netns for gateway in self.gateways)
         yield from (host.netns for host in self.hosts)
+        yield from (replica.netns for egress in self.egresses for replica in egress.replicas)
 
     def vpc(self, name: str) -> VpcPlan:
         return next(vpc for vpc in self.vpcs if vpc.name == name)

@@ -29,7 +29,7 @@ from rules.ruleset import (
 from rules.ruleset import Dnat as ToDestination
 from rules.ruleset import Snat as ToSource
 from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Part, Route, SharedDnat, Snat
-from rules.state import ROUTE_PROTOCOL, Actual, RouteKey
+from rules.state import MAIN_TABLE, ROUTE_PROTOCOL, Actual, RouteKey
 
 P = TypeVar("P", bound=Part)
 H = TypeVar("H", bound=HasKey)
@@ -168,6 +168,11 @@ def _gateway(actual: Actual, default: RouteKey, external: str) -> str | None:
 
 def _routes(actual: Actual, vpc: str) -> Iterator[Route | None]:
     for key, entry in actual.routes.items():
-        ours = entry.protocol == ROUTE_PROTOCOL and entry.interface == vpc and entry.via is not None
+        ours = (
+            key.table == MAIN_TABLE
+            and entry.protocol == ROUTE_PROTOCOL
+            and entry.interface == vpc
+            and entry.via is not None
+        )
         if ours and key not in (DEFAULT_V4, DEFAULT_V6):
             yield _part(Route, cidr=key.prefix, next_hop_ip=entry.via)

@@ -8,7 +8,7 @@ from typing import Literal
 from rules import nat, qos, share
 from rules.nft import NftTable
 from rules.spec import GatewaySpec
-from rules.state import ROUTE_PROTOCOL, Actual, AddressKey, Desired, RouteEntry, RouteKey
+from rules.state import MAIN_TABLE, ROUTE_PROTOCOL, Actual, AddressKey, Desired, RouteEntry, RouteKey
 
 DEFAULT_V4 = RouteKey("0.0.0.0/0")
 DEFAULT_V6 = RouteKey("::/0")
@@ -76,6 +76,11 @@ def _routes(spec: GatewaySpec, actual: Actual) -> dict[RouteKey, RouteEntry | No
     leftovers: dict[RouteKey, RouteEntry | None] = {
         key: None
         for key, entry in actual.routes.items()
-        if entry.protocol == ROUTE_PROTOCOL and key not in wanted and key not in (DEFAULT_V4, DEFAULT_V6)
+        if _is_ours(key, entry) and key not in wanted and key not in (DEFAULT_V4, DEFAULT_V6)
     }
     return wanted | leftovers
+
+
+def _is_ours(key: RouteKey, entry: RouteEntry) -> bool:
+    """A NAT gateway's routes stand in the main table."""
+    return entry.protocol == ROUTE_PROTOCOL and key.table == MAIN_TABLE

@@ -251,7 +251,8 @@ def _target(flow: Flow, spec: LoadBalancerSpec) -> tuple[str, int] | None:
 def adopt(actual: Actual) -> LoadBalancerSpec | None:
     """The spec that the kernel carries out, or None where it is no load balancer's (no rules lead to table 100)."""
     sides = Interfaces()
-    if not {PolicyRule(name, BALANCER_TABLE) for name in (sides.vpc, sides.external)} <= actual.policy_rules:
+    rules = (PolicyRule(name, BALANCER_TABLE) for name in (sides.vpc, sides.external))
+    if not all(rule.is_in(actual.policy_rules) for rule in rules):
         return None
     eip = _eip(actual, sides.external)
     return LoadBalancerSpec(eip=eip, dnats=Keyed(_dnats(actual, sides.vpc)))

@@ -7,12 +7,12 @@ of the kernel. ``Plan`` is what makes the second satisfy the first, in an order 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rules.nft import NftCommand, NftTable
-from rules.ruleset import ChainEdit, ChainRef, Rule, Rules, Ruleset
+from rules.ruleset import ChainEdit, ChainRef, Family, Rule, Rules, Ruleset
 from rules.tc import Objects, Statements, TcStep
 
 # Marks by which our own objects are known after a restart without memory.
@@ -20,9 +20,12 @@ ROUTE_PROTOCOL = 223  # rtm_protocol; unassigned in iproute2's rt_protos
 ADDRESS_PROTOCOL = 223  # IFA_PROTO, kernels >= 5.18
 ADDRESS_LABEL_SUFFIX = ":eip"  # IFA_LABEL, every kernel, where the interface name leaves room
 
-# Routing tables by number: the main one, and the one that decides for what an lb-svc pod forwards.
+# Routing tables by number: the main one, the one that is asked last (and is empty unless somebody uses it), and the
+# one that decides for what an lb-svc pod forwards.
 MAIN_TABLE = 254
+DEFAULT_TABLE = 253
 BALANCER_TABLE = 100
+USUAL_PRIORITY = 32764  # of a rule that names none: ahead of the main table's rule
 
 
 class AddressKey(NamedTuple):
@@ -40,10 +43,51 @@ class RouteKey(NamedTuple):
 
 
 class PolicyRule(NamedTuple):
-    """What came in by an interface is routed by a table (``iif net1 lookup 100``), at whatever priority."""
+    """A rule of the routing policy: which packets are routed by which table (``iif net1 lookup 100``).
 
-    interface: str
+    ``interface`` is the one that a packet came in by (``lo``: it is our own). As a statement, a rule without a
+    priority holds at whatever priority. A rule of the kernel that says more than these fields can keeps its whole
+    message in ``foreign``, in hexadecimal: enough to delete it and to put it back.
+    """
+
+    interface: str | None
     table: int
+    priority: int | None = None
+    source: str | None = None
+    family: Family = 4
+    foreign: str = ""
+
+    def is_in(self, rules: Collection[PolicyRule]) -> bool:
+        """Whether the statement holds where these rules stand."""
+        return self in rules or (self.priority is None and any(map(self.matches, rules)))
+
+    def matches(self, other: PolicyRule) -> bool:
+        """Whether the kernel would delete the other one if it were asked to delete this one."""
+        return self == (other if self.priority is not None else other._replace(priority=None))
+
+
+@dataclass(frozen=True, slots=True)
+class Vrf:
+    """A virtual router: what its ports receive is looked up in ``table``."""
+
+    table: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A switch in software."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vxlan:
+    """A tunnel for Ethernet frames over UDP (RFC 7348), sent from the address ``local``."""
+
+    vni: int
+    local: str
+    port: int = 4789
+
+
+Device = Vrf | Bridge | Vxlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +102,11 @@ class RouteEntry:
 
 @dataclass(frozen=True)
 class Desired:
-    """Statements about the kernel. None as a value means: is not there; for ``nft``: nothing is said."""
+    """Statements about the kernel. None as a value means: is not there; for ``nft``: nothing is said.
+
+    ``hooks`` are rules of built-in chains, wherever they stand; ``heads`` say what such a chain begins with.
+    ``sysctls`` go by their paths below /proc/sys; ``masters`` say which device an interface is a port of.
+    """
 
     chains: Mapping[ChainRef, Rules | None] = field(default_factory=dict)
     hooks: Mapping[tuple[ChainRef, Rule], bool] = field(default_factory=dict)
@@ -70,11 +118,18 @@ class Desired:
     up: Mapping[str, bool] = field(default_factory=dict)
     policy_rules: Mapping[PolicyRule, bool] = field(default_factory=dict)
     tc: Statements = field(default_factory=dict)
+    heads: Mapping[ChainRef, Rules] = field(default_factory=dict)
+    sysctls: Mapping[str, int] = field(default_factory=dict)
+    devices: Mapping[str, Device | None] = field(default_factory=dict)
+    masters: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LinkState:
-    """One interface as the kernel describes it. ``arp`` is False while IFF_NOARP is set."""
+    """One interface as the kernel describes it.
+
+    ``arp`` is False while IFF_NOARP is set; ``device`` is what it is, where that is one of the kinds that we make.
+    """
 
     index: int
     mac: str
@@ -82,6 +137,8 @@ class LinkState:
     arp: bool
     mtu: int
     promote_secondaries: bool
+    master: str | None = None
+    device: Device | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +156,7 @@ class Actual:
     nft: NftTable = field(default_factory=NftTable)
     policy_rules: frozenset[PolicyRule] = frozenset()
     tc: Objects = field(default_factory=dict)
+    sysctls: Mapping[str, int] = field(default_factory=dict)
 
 
 # Steps of a plan.
@@ -110,6 +168,7 @@ class EditTable:
 
     table: str
     edits: tuple[ChainEdit, ...]
+    family: Family = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +234,39 @@ class DeletePolicyRule:
     key: PolicyRule
 
 
+@dataclass(frozen=True, slots=True)
+class SetSysctl:
+    """Write a setting; ``name`` is its path below /proc/sys."""
+
+    name: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddDevice:
+    """Make an interface."""
+
+    interface: str
+    device: Device
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteDevice:
+    interface: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetMaster:
+    """Make an interface a port of another one (None: of none); routes through it may go with that."""
+
+    interface: str
+    master: str | None
+
+
 RoutingStep = ReplaceRoute | DeleteRoute | AddPolicyRule | DeletePolicyRule
 Switch = SetArp | SetPromoteSecondaries | SetUp
-LinkStep = AddAddress | DeleteAddress | RoutingStep | Switch
+DeviceStep = AddDevice | DeleteDevice | SetMaster
+LinkStep = AddAddress | DeleteAddress | RoutingStep | Switch | DeviceStep | SetSysctl
 Step = EditTable | EditNft | LinkStep | TcStep
 
 

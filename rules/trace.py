@@ -32,6 +32,7 @@ from rules.ruleset import (
     Masquerade,
     Match,
     OutInterface,
+    Return,
     Rule,
     Ruleset,
     SetMark,
@@ -228,7 +229,7 @@ class _Walk:
             if isinstance(rule, Foreign):
                 self.meet_foreign(ref, index, rule)
             elif all(map(self.matches, rule.matches)) and (end := self.act(ref, index, rule)):
-                return end
+                return None if isinstance(end, Return) else end
         return None
 
     def meet_service(self) -> bool:
@@ -268,6 +269,8 @@ class _Walk:
                 source = self.leaving_as()
                 self.packet = replace(self.packet, src=source)
                 what = f"source becomes {source}"
+            case Return():
+                what = "the rest of the chain is passed over"
             case Drop():
                 what = "dropped"
         self.steps.append(Step(ref, index, rule, what))

@@ -33,6 +33,7 @@ from rules.ruleset import (
     Masquerade,
     Match,
     OutInterface,
+    Return,
     Rule,
     Ruleset,
     SetMark,
@@ -198,7 +199,9 @@ def packets(draw: st.DrawFn, sides: Interfaces = Interfaces()) -> Packet:  # noq
 # Rules of the whole vocabulary, not only those that a spec leads to.
 _any_address = st.ip_addresses(v=4).map(str)
 _any_port = st.integers(0, 0xFFFF)
-_any_prefix = st.tuples(_any_address, st.integers(1, 32)).map(lambda pair: f"{pair[0]}/{pair[1]}")
+_any_prefix = st.tuples(_any_address, st.integers(1, 32)).map(lambda pair: f"{pair[0]}/{pair[1]}") | st.tuples(
+    st.ip_addresses(v=6).filter(lambda ip: ip.ipv4_mapped is None), st.integers(1, 128)
+).map(lambda pair: f"{pair[0]}/{pair[1]}")
 _any_name = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", fullmatch=True)
 _any_bits = st.integers(0, 0xFFFFFFFF)
 CHAINS = ["DNAT_FILTER", "SHARED_DNAT", "OTHER-chain.28-characters_xx"]
@@ -217,7 +220,8 @@ _targets: st.SearchStrategy[Target] = st.one_of(
     st.builds(SetMark, _any_bits, _any_bits),
     st.builds(Jump, st.sampled_from(CHAINS)),
     st.just(Drop()),
-    st.just(Masquerade()),
+    st.builds(Masquerade, st.booleans()),
+    st.just(Return()),
 )
 rules = st.builds(
     lambda drawn, target: Rule(tuple(match for match in drawn if match is not None), target),
@@ -228,7 +232,7 @@ foreign_rules = st.sampled_from(
     [
         "",
         "-j ACCEPT",
-        "-j RETURN",
+        "-j REDIRECT",
         "-j MASQUERADE --random",
         "-g SHARED_DNAT",
         "-j NOT-A-CHAIN",

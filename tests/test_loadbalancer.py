@@ -214,7 +214,7 @@ def test_it_is_stored_in_a_file_of_its_own_and_comes_back(tmp_path: Path) -> Non
     assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["lb-svc.json"]
     again = gateway(tmp_path, FakeKernel.gateway_pod())
     assert again.service.load_balancer == edit(None, [EIP, dnat()])
-    assert again.kernel.policy_rules == {PolicyRule("net1", 100), PolicyRule("eth0", 100)}
+    assert {(rule.interface, rule.table) for rule in again.kernel.policy_rules} == {("net1", 100), ("eth0", 100)}
 
 
 def test_without_its_file_it_is_adopted_and_nothing_is_written(tmp_path: Path) -> None:

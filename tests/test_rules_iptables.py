@@ -153,7 +153,7 @@ def test_an_unknown_line_is_an_error() -> None:
         Rule((Source("10.0.0.0/8 -d 10.0.0.1/32"),), Drop()),
         Rule((Source("10.0.0.1"),), Drop()),
         Rule((Source("10.0.0.0/8\n"),), Drop()),
-        Rule((DestinationPort("dccp", 80),), Drop()),
+        Rule((DestinationPort("icmp", 80),), Drop()),
         Rule((DestinationPort("tcp", 65536),), Drop()),
         Rule((), ToDestination("10.0.0.1", 70000)),
         Rule((), ToDestination("10.0.0.1 --random")),

@@ -336,6 +336,8 @@ def environment(run_dir: Path, **more: str) -> dict[str, str]:
         **os.environ,
         "NATGW_RUN_DIR": str(run_dir),
         "NATGW_PYTHON": sys.executable,
+        # This machine need not be a gateway.
+        "NATGW_BFD_HEALTH": "off",
         "PATH": f"{ROOTFS / 'usr' / 'bin'}:{os.environ['PATH']}",
         **more,
     }

@@ -161,7 +161,7 @@ def main(argv: Sequence[str]) -> int:
     With ``--health`` sessions are Up only while this network namespace can do a gateway's job.
     """
     loop = Loop()
-    on_signals(loop, lambda: beacon.end())
+    on_signals(loop, lambda: beacon.end())  # noqa: PLW0108 -- there is no beacon yet
     try:
         options = parse(argv)
         grace = drain_grace(os.environ)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.bfd.loop import Loop
-from gateway.bfd.packet import State
+from gateway.bfd.packet import Diag, State
 from gateway.bfd.speaker import Speaker
 from gateway.bfd.withdrawal import Withdrawal
 
@@ -106,7 +106,8 @@ class Drain:
         self.phase = Phase.NONE
         now = self._loop.clock()
         for entry in self._speaker.table.entries:
-            self._withdrawal.enable(entry, now)
+            if self._withdrawal.taken(entry, Diag.ADMINISTRATIVELY_DOWN):
+                self._withdrawal.give(entry, now)
 
     def status(self) -> dict[str, Any]:
         """For people and programs; seconds."""
@@ -146,8 +147,8 @@ class Drain:
 
     def _disable(self, now: int) -> None:
         for entry in self._speaker.table.entries:
-            if entry.session.state is not State.ADMIN_DOWN:
-                self._withdrawal.disable(entry, now)
+            if not self._withdrawal.taken(entry, Diag.ADMINISTRATIVELY_DOWN):
+                self._withdrawal.take(entry, Diag.ADMINISTRATIVELY_DOWN, now)
 
     def _finish(self, now: int) -> None:
         self.phase = Phase.DONE

@@ -53,7 +53,7 @@ class Health:
         self.healthy = False
         self.reason = "not probed yet"
         self.diag = next(iter(probes.values()), Diag.PATH_DOWN)
-        """What a BFD session that is held down for the reason says (RFC 5880 4.1)."""
+        """What a BFD session says that is kept down for the reason (RFC 5880 4.1)."""
         self.since = now
         self.results: dict[str, Result | None] = dict.fromkeys(probes)
         self._diags = dict(probes)

@@ -10,7 +10,7 @@ from gateway.bfd import netlink
 from gateway.bfd.health import Health, Result
 from gateway.bfd.loop import Loop
 from gateway.bfd.netlink import Netlink
-from gateway.bfd.packet import Diag
+from gateway.bfd.packet import Diag, State
 from gateway.bfd.probes import (
     FAMILY_NAMES,
     ForwardingProbe,
@@ -32,8 +32,8 @@ from gateway.bfd.withdrawal import Withdrawal
 class HealthWatch:
     """A participant of ``loop``: probes begin every ``interval`` microseconds and have half of it to answer.
 
-    Sessions are held down while the health is bad, those too that come to be meanwhile. One that somebody holds down
-    by hand stays so when the health is good again.
+    Sessions are kept from their peers while the health is bad, those too that come to be meanwhile. One that somebody
+    else holds down stays so when the health is good again.
     """
 
     def __init__(
@@ -98,13 +98,13 @@ class HealthWatch:
         health = self.health
         self._tell()
         for entry in self._table.entries:
-            session = entry.session
             if health.healthy:
-                if self._held.pop(entry.id, None) is session.held is not None:
-                    self._withdrawal.release(entry, now)
-            elif session.held is None:
+                diag = self._held.pop(entry.id, None)
+                if diag is not None and self._withdrawal.taken(entry, diag):
+                    self._withdrawal.give(entry, now)
+            elif entry.session.state is not State.ADMIN_DOWN:
                 self._held[entry.id] = health.diag
-                self._withdrawal.hold(entry, health.diag, now)
+                self._withdrawal.take(entry, health.diag, now)
         for gone in [known for known in self._held if self._table.get(known) is None]:
             del self._held[gone]
 

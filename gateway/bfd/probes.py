@@ -114,10 +114,10 @@ class LinkProbe:
 class GatewayProbe:
     """The external gateway answers ARP, or neighbour discovery for IPv6. Comes after ``LinkProbe`` of the same way out.
 
-    ``quicken`` is given the family and the name of an interface on which the kernel shall ask often.
+    ``quicken`` is given the family, an interface on which the kernel shall ask often, and the gateway there.
     """
 
-    def __init__(self, outside: Outside, quicken: Callable[[int, str], None]) -> None:
+    def __init__(self, outside: Outside, quicken: Callable[[int, str, str], None]) -> None:
         self.name = f"gateway_{FAMILY_NAMES[outside.family]}"
         self._outside = outside
         self._quicken = quicken
@@ -132,7 +132,7 @@ class GatewayProbe:
             self._quickened = egress.interface
             link = self._outside.kernel.link(egress.interface)
             if link is not None:
-                self._quicken(self._outside.family, link.name)
+                self._quicken(self._outside.family, link.name, egress.gateway)
         with suppress(OSError):
             # Whatever stops this datagram shows in the neighbour's state. What it may bring back is thrown away.
             self._socket.sendto(b"", self._target(egress.gateway, egress.interface))
@@ -246,36 +246,46 @@ class RulesProbe:
 
 
 class Quicken:
-    """Makes the kernel doubt its neighbours on an interface after about ``interval`` microseconds, by ``ip ntable``.
+    """Makes the kernel doubt its neighbours on an interface after about ``interval`` microseconds, through ``ip``.
 
-    ``done`` is told what came of it.
+    ``log`` is told where that is not allowed.
     """
 
-    def __init__(self, loop: Loop, interval: int, done: Callable[[str], None]) -> None:
+    def __init__(self, loop: Loop, interval: int, log: Callable[[str], None]) -> None:
         self._loop = loop
         self._milliseconds = max(10, interval // 1000)
-        self._done = done
+        self._log = log
 
-    def __call__(self, family: int, interface: str) -> None:
+    def __call__(self, family: int, interface: str, gateway: str) -> None:
         table = "arp_cache" if family == socket.AF_INET else "ndisc_cache"
         # The kernel draws its own reachable time between a half and one and a half of the base.
-        argv = ["ip", "ntable", "change", "name", table, "dev", interface]
-        argv += ["base_reachable", str(self._milliseconds * 2 // 3), "delay_probe", "0"]
-        argv += ["retrans", str(self._milliseconds)]
+        timers = f"base_reachable {self._milliseconds * 2 // 3} delay_probe 0 retrans {self._milliseconds}"
+        self._run(
+            f"ip ntable change name {table} dev {interface} {timers}",
+            # An entry from before goes by the timers that it began with, unless it is doubted now. There may be none.
+            then=f"ip neigh change {gateway} dev {interface} nud stale",
+            refused=lambda: self._log(f"`ip ntable` may not set the kernel's timers: {_slow(interface)}"),
+        )
+
+    def _run(self, command: str, then: str = "", refused: Callable[[], None] = lambda: None) -> None:
+        argv = command.split()
         try:
             pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=_SILENT)
             descriptor = os.pidfd_open(pid)
-        except OSError as error:
-            self._done(f"cannot run {argv[0]}: {error.strerror}; {_slow(interface)}")
+        except OSError:
+            refused()
             return
-        self._loop.watch(descriptor, lambda: self._reap(pid, descriptor, interface))
 
-    def _reap(self, pid: int, descriptor: int, interface: str) -> None:
-        self._loop.forget(descriptor)
-        os.close(descriptor)
-        _, status = os.waitpid(pid, 0)
-        if os.waitstatus_to_exitcode(status):
-            self._done(f"`ip ntable` may not set the kernel's timers: {_slow(interface)}")
+        def ended() -> None:
+            self._loop.forget(descriptor)
+            os.close(descriptor)
+            _, status = os.waitpid(pid, 0)
+            if os.waitstatus_to_exitcode(status):
+                refused()
+            elif then:
+                self._run(then)
+
+        self._loop.watch(descriptor, ended)
 
 
 def _slow(interface: str) -> str:

@@ -238,7 +238,7 @@ def run(environment: Mapping[str, str]) -> None:
         title.set_command_line(PROGRAM, "run")
     health = HealthSettings.read(environment)
     loop = Loop()
-    on_signals(loop, lambda: beacon.end())
+    on_signals(loop, lambda: beacon.end())  # noqa: PLW0108 -- there is no beacon yet
     probes = listen_unix(settings.socket_path)
     try:
         beacon = Beacon(

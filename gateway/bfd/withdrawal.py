@@ -2,8 +2,13 @@
 
 OVN writes what BFD tells it to its database at once when a detection time has expired, but as much as five seconds
 late when a peer says Down or AdminDown soon after any other session changed; and a rolling update is just that, one
-session after the other. So a session that is to go sends nothing for a detection time, and then says why it is Down,
-for people to read and to keep it from coming up again. The bound is the detection time, whatever happened before.
+session after the other. So a session that is to go sends nothing for a detection time, and then says AdminDown and why.
+The bound is the detection time, whatever happened before.
+
+AdminDown and not Down, because a peer answers Down with Init, as the handshake wants it, and OVN uses the routes of a
+session in Init as if it were Up. RFC 5880 6.8.18: "A system MAY choose to prevent a BFD session from being established.
+... This can be done by holding the session in Down or AdminDown state, as appropriate." A peer that does not take
+AdminDown for a failure (RFC 5882 3.2) has seen the detection time expire before.
 
 While it is silent, an empty datagram goes to the peer's BFD port every few milliseconds. It belongs to no session and
 every BFD speaker throws it away, but it wakes OVN's BFD thread, which would otherwise sleep through its own timers when
@@ -38,23 +43,17 @@ class Withdrawal:
         self._silent: dict[int, _Silence] = {}
         loop.add(self)
 
-    def hold(self, entry: Entry, diag: Diag, now: int) -> None:
-        """Take a session Down for this reason and keep it there."""
+    def take(self, entry: Entry, diag: Diag, now: int) -> None:
+        """Take a session from its peer for this reason, and keep it."""
         self._silence(entry, now)
-        self._speaker.did(Happened(entry, entry.session.hold(now, diag)))
+        self._speaker.did(Happened(entry, entry.session.disable(now, diag)))
 
-    def disable(self, entry: Entry, now: int) -> None:
-        """Take a session to AdminDown and keep it there."""
-        self._silence(entry, now)
-        self._speaker.did(Happened(entry, entry.session.disable(now)))
+    def taken(self, entry: Entry, diag: Diag) -> bool:
+        """Whether the session is kept from its peer for this reason."""
+        return entry.session.state is State.ADMIN_DOWN and entry.session.diag == diag
 
-    def release(self, entry: Entry, now: int) -> None:
-        """End ``hold``."""
-        self._speak(entry, now)
-        self._speaker.did(Happened(entry, entry.session.release(now)))
-
-    def enable(self, entry: Entry, now: int) -> None:
-        """End ``disable``."""
+    def give(self, entry: Entry, now: int) -> None:
+        """End ``take``."""
         self._speak(entry, now)
         self._speaker.did(Happened(entry, entry.session.enable(now)))
 

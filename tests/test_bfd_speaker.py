@@ -289,6 +289,7 @@ def test_options_of_the_beacon() -> None:
     )
     assert parse([]).addresses[0] == "0.0.0.0"
     assert parse(["--health"]).health
+    assert (parse([]).port, parse(["--multihop"]).port) == (3784, 4784)
     for bad in ("--listen=", "--listen=x", "--control=", "--frob", "word"):
         with pytest.raises(ValueError):
             parse([bad])

@@ -19,8 +19,8 @@ from gateway.bfd.server import Server, line_protocol, same_user_or_root
 from gateway.bfd.session import SessionConfig, StateChange
 from gateway.bfd.settings import HealthSettings, drain_grace
 from gateway.bfd.speaker import Speaker
-from gateway.bfd.table import Entry, SessionTable
-from gateway.bfd.udp import Network, UdpNetwork, canonical, wildcards
+from gateway.bfd.table import MINIMUM_TTL, Entry, SessionTable
+from gateway.bfd.udp import CONTROL_PORT, MULTIHOP_PORT, Network, UdpNetwork, canonical, wildcards
 from gateway.bfd.withdrawal import Withdrawal
 
 STDOUT = 1
@@ -47,14 +47,16 @@ def log(line: str) -> None:
 class Beacon:
     """A speaker with its control face. Raises OSError when an address or a channel cannot be had.
 
-    ``grace`` is how long ``end`` may take while traffic moves elsewhere, in microseconds.
+    ``grace`` is how long ``end`` may take while traffic moves elsewhere, in microseconds. On the port of multihop BFD
+    (RFC 5883) any TTL is taken.
     """
 
     def __init__(
         self, loop: Loop, network: Network, defaults: SessionConfig, channels: Sequence[str], grace: int = 0
     ) -> None:
         self.loop = loop
-        self.table = SessionTable(defaults, network.locals_for, random)
+        minimum_ttl = 0 if network.port == MULTIHOP_PORT else MINIMUM_TTL
+        self.table = SessionTable(defaults, network.locals_for, random, minimum_ttl)
         self.observers: list[Callable[[Entry, StateChange], None]] = []
         """Told of every change of state."""
         self.speaker = Speaker(self.table, network, loop, self._changed, self._send_failed)
@@ -129,13 +131,14 @@ class Options:
     addresses: list[str]
     channels: list[str]
     health: bool = False
+    port: int = CONTROL_PORT
 
 
 def parse(argv: Sequence[str]) -> Options:
     """The options of ``bfdd-beacon``. Raises ValueError."""
     addresses: list[str] = []
     channels: list[str] = []
-    health = False
+    health, port = False, CONTROL_PORT
     for option in argv:
         name, _, value = option.partition("=")
         if name == "--listen":
@@ -147,25 +150,28 @@ def parse(argv: Sequence[str]) -> Options:
             channels.append(value)
         elif option == "--health":
             health = True
+        elif option == "--multihop":
+            port = MULTIHOP_PORT
         elif name not in ("--nofork", "--tee"):
             raise ValueError(f"unknown option {option}")
     if not addresses or addresses == ["::"]:
         addresses = wildcards()
-    return Options(addresses, channels or [control.DEFAULT_CHANNEL, control.ALTERNATE_CHANNEL], health)
+    return Options(addresses, channels or [control.DEFAULT_CHANNEL, control.ALTERNATE_CHANNEL], health, port)
 
 
 def main(argv: Sequence[str]) -> int:
-    """``bfdd-beacon [--nofork] [--tee] [--health] [--listen=ADDRESS]… [--control=ADDRESS:PORT]…``.
+    """``bfdd-beacon [--nofork] [--tee] [--health] [--multihop] [--listen=ADDRESS]… [--control=ADDRESS:PORT]…``.
 
     It always stays in the foreground and logs to stdout: ``--nofork`` and ``--tee`` are what its callers ask for.
-    With ``--health`` sessions are Up only while this network namespace can do a gateway's job.
+    With ``--health`` sessions are Up only while this network namespace can do a gateway's job, with ``--multihop`` they
+    are those of RFC 5883.
     """
     loop = Loop()
     on_signals(loop, lambda: beacon.end())  # noqa: PLW0108 -- there is no beacon yet
     try:
         options = parse(argv)
         grace = drain_grace(os.environ)
-        beacon = Beacon(loop, UdpNetwork(options.addresses), SessionConfig(), options.channels, grace)
+        beacon = Beacon(loop, UdpNetwork(options.addresses, options.port), SessionConfig(), options.channels, grace)
         if options.health:
             own = [address for address in options.addresses if address not in wildcards()] or ["0.0.0.0"]
             settings = HealthSettings.read(os.environ)

@@ -24,6 +24,8 @@ class Settings:
     socket_path: Path
     state_path: Path
     metrics_address: str
+    multihop: bool = False
+    """``NATGW_BFD_MULTIHOP=on``: peers are more than one hop away (RFC 5883, UDP port 4784). OVN never speaks so."""
 
     @staticmethod
     def read(environment: Mapping[str, str]) -> Settings:
@@ -41,6 +43,7 @@ class Settings:
                 environment.get("BFDD_SUPERVISOR_STATE") or control.supervisor_directory(environment) + "/state.json"
             ),
             metrics_address=environment.get("BFDD_METRICS_ADDRESS") or ":10669",
+            multihop=_switch(environment, "NATGW_BFD_MULTIHOP", "off"),
         )
         if not settings.pairs():
             raise ValueError("POD_IPS and BFD_PEER_IPS have no pair of the same family")
@@ -83,9 +86,6 @@ class HealthSettings:
     @staticmethod
     def read(environment: Mapping[str, str]) -> HealthSettings:
         """The settings of an environment."""
-        switch = environment.get("NATGW_BFD_HEALTH") or "on"
-        if switch not in ("on", "off"):
-            raise ValueError(f"NATGW_BFD_HEALTH: {switch!r} is neither on nor off")
         interval = _number(environment, "NATGW_BFD_HEALTH_INTERVAL", 1000, 3_600_000, least=100)
         gateways = _addresses(environment, "NATGW_BFD_HEALTH_GATEWAYS", optional=True)
         targets = environment.get("NATGW_BFD_HEALTH_TARGETS") or ""
@@ -94,7 +94,7 @@ class HealthSettings:
         except ValueError as error:
             raise ValueError(f"NATGW_BFD_HEALTH_TARGETS: {error}") from None
         return HealthSettings(
-            enabled=switch == "on",
+            enabled=_switch(environment, "NATGW_BFD_HEALTH", "on"),
             interval=interval * 1000,
             hysteresis=Hysteresis(
                 # A failure must be seen twice: the first look may fall between a question and its answer.
@@ -112,6 +112,13 @@ def drain_grace(environment: Mapping[str, str]) -> int:
     25 by default: Kube-OVN's pods with BFD are killed 30 s after they were told to end. 0 ends at once.
     """
     return _number(environment, "NATGW_BFD_DRAIN", 25, 86_400, least=0) * 1_000_000
+
+
+def _switch(environment: Mapping[str, str], name: str, default: str) -> bool:
+    text = environment.get(name) or default
+    if text not in ("on", "off"):
+        raise ValueError(f"{name}: {text!r} is neither on nor off")
+    return text == "on"
 
 
 def _addresses(environment: Mapping[str, str], name: str, optional: bool = False) -> list[str]:

@@ -26,7 +26,7 @@ from gateway.bfd.server import Server, line_protocol, listen_tcp, listen_unix
 from gateway.bfd.session import StateChange
 from gateway.bfd.settings import HealthSettings, Settings, drain_grace
 from gateway.bfd.table import Entry
-from gateway.bfd.udp import UdpNetwork
+from gateway.bfd.udp import CONTROL_PORT, MULTIHOP_PORT, UdpNetwork
 
 PROGRAM = "/kube-ovn/kube-ovn-bfdd-supervisor"
 RECONCILE = 5_000_000
@@ -243,7 +243,7 @@ def run(environment: Mapping[str, str]) -> None:
     try:
         beacon = Beacon(
             loop,
-            UdpNetwork(settings.pod_ips),
+            UdpNetwork(settings.pod_ips, MULTIHOP_PORT if settings.multihop else CONTROL_PORT),
             settings.session,
             [control.DEFAULT_CHANNEL, control.ALTERNATE_CHANNEL],
             drain_grace(environment),

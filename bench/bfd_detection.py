@@ -114,8 +114,8 @@ def detections(pair: Pair, interval: int, runs: int) -> None:
             wait_until(lambda: pair.both("Up"), "both are Up")
             # FRR announces a second while Down; what it wants when Up must have arrived.
             wait_until(lambda: pair.peer.sees(interval, interval, 3), "the intervals are agreed upon")
-            time.sleep(0.5)
             tap = Tap(pair.speaker.netns, "va")
+            time.sleep(0.5)
             silence(side.netns)
             measured += [1000 * one for one in tap.detection(silent, noticing, 5)]
             tap.socket.close()

@@ -59,6 +59,8 @@ def test_sessions_come_up_without_any_privilege(make_netns: Callable[[], Namespa
             ours.run("sysctl", "-q", "-w", setting)
         for family, gateway in (("-4", THEIRS[0]), ("-6", THEIRS[1])):
             ours.run("ip", family, "route", "add", "default", "via", gateway)
+        quicken = [sys.executable, "-I", "-S", str(PROGRAMS / "kube-ovn/natgw_bfd.py"), "quicken"]
+        assert ours.run(*quicken) == "neighbour timers are set on: va, va\n"
         supervisor = subprocess.Popen(
             [*inside, ours.name, sys.executable, "-I", "-S", "-c", AS_NOBODY, str(CHECKOUT)], env=pod
         )

@@ -26,6 +26,7 @@ from gateway.bfd.probes import (
     not_applicable,
     passed,
 )
+from gateway.bfd.quicken import is_quick
 from gateway.bfd.session import SessionConfig
 from gateway.bfd.settings import HealthSettings, drain_grace
 from gateway.bfd.targets import Target, TargetsProbe
@@ -196,6 +197,18 @@ def test_the_way_out(kernel: Kernel) -> None:
 def test_no_way_out_from_the_beginning(kernel: Kernel, required: bool, verdict: Verdict) -> None:
     kernel.way = None
     assert next(verdicts(kernel, required)) == (Verdict.NOT_APPLICABLE, verdict)
+
+
+@pytest.mark.parametrize(
+    ("base", "delay", "quick"), [(666, 0, True), (667, 0, False), (666, 5, False), (30000, 5, False)]
+)
+def test_whether_the_kernel_asks_often_enough(tmp_path: Path, base: int, delay: int, quick: bool) -> None:
+    assert not is_quick(socket.AF_INET, "net1", SECOND, tmp_path)
+    timers = tmp_path / "ipv4" / "neigh" / "net1"
+    timers.mkdir(parents=True)
+    (timers / "base_reachable_time_ms").write_text(f"{base}\n")
+    (timers / "delay_first_probe_time").write_text(f"{delay}\n")
+    assert is_quick(socket.AF_INET, "net1", SECOND, tmp_path) is quick
 
 
 def test_forwarding(tmp_path: Path) -> None:

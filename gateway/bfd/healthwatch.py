@@ -18,10 +18,10 @@ from gateway.bfd.probes import (
     LinkProbe,
     Outside,
     Probe,
-    Quicken,
     RulesProbe,
     not_applicable,
 )
+from gateway.bfd.quicken import Quicken
 from gateway.bfd.settings import HealthSettings
 from gateway.bfd.table import SessionTable
 from gateway.bfd.targets import TargetsProbe

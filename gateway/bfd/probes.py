@@ -2,15 +2,11 @@
 
 The next hop is asked by the kernel, not by us: raw ARP and ND frames would need CAP_NET_RAW, and what forwards packets
 is the kernel's neighbour entry anyway. A datagram to the discard port makes the kernel use the entry, and its state
-tells what came of that. Left alone the kernel trusts an answer for up to 45 s and then waits another 5 s; to make it
-ask as often as we want to know, ``quicken`` sets its timers on the outer interface through ``ip ntable``, a program
-that has CAP_NET_ADMIN of its own (a file capability) where we have not. Where that fails, the probe works at the
-kernel's pace, and says so.
+tells what came of that, as often as ``quicken`` has made the kernel ask.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,7 +15,6 @@ from typing import Protocol
 
 from gateway.bfd import netlink
 from gateway.bfd.health import Result, Verdict
-from gateway.bfd.loop import Loop
 from gateway.bfd.netlink import Egress, Neighbour, Netlink
 
 DISCARD_PORT = 9
@@ -243,53 +238,3 @@ class RulesProbe:
             netfilter.close()
             self._netfilter = None
             return False
-
-
-class Quicken:
-    """Makes the kernel doubt its neighbours on an interface after about ``interval`` microseconds, through ``ip``.
-
-    ``log`` is told where that is not allowed.
-    """
-
-    def __init__(self, loop: Loop, interval: int, log: Callable[[str], None]) -> None:
-        self._loop = loop
-        self._milliseconds = max(10, interval // 1000)
-        self._log = log
-
-    def __call__(self, family: int, interface: str, gateway: str) -> None:
-        table = "arp_cache" if family == socket.AF_INET else "ndisc_cache"
-        # The kernel draws its own reachable time between a half and one and a half of the base.
-        timers = f"base_reachable {self._milliseconds * 2 // 3} delay_probe 0 retrans {self._milliseconds}"
-        self._run(
-            f"ip ntable change name {table} dev {interface} {timers}",
-            # An entry from before goes by the timers that it began with, unless it is doubted now. There may be none.
-            then=f"ip neigh change {gateway} dev {interface} nud stale",
-            refused=lambda: self._log(f"`ip ntable` may not set the kernel's timers: {_slow(interface)}"),
-        )
-
-    def _run(self, command: str, then: str = "", refused: Callable[[], None] = lambda: None) -> None:
-        argv = command.split()
-        try:
-            pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=_SILENT)
-            descriptor = os.pidfd_open(pid)
-        except OSError:
-            refused()
-            return
-
-        def ended() -> None:
-            self._loop.forget(descriptor)
-            os.close(descriptor)
-            _, status = os.waitpid(pid, 0)
-            if os.waitstatus_to_exitcode(status):
-                refused()
-            elif then:
-                self._run(then)
-
-        self._loop.watch(descriptor, ended)
-
-
-def _slow(interface: str) -> str:
-    return f"that the gateway behind {interface} is gone is noticed at the kernel's own pace, within a minute"
-
-
-_SILENT = tuple((os.POSIX_SPAWN_OPEN, descriptor, "/dev/null", os.O_RDWR, 0) for descriptor in (0, 1, 2))

@@ -45,6 +45,7 @@ SERVER, SERVER_PORT = "203.0.113.10", 9000
 # OVN's choice among equal routes looks at the addresses of a datagram, not at its ports; so the client has several.
 CLIENTS = [f"10.0.2.{last}" for last in range(10, 34)]
 ROUTER = "10.0.1.1"
+PREFIX_6 = "fd00:1::"
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
@@ -79,6 +80,14 @@ class Gateway:
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None
+
+    def add_ipv6(self) -> str:
+        """Give the inner side an IPv6 address, from which the speaker speaks too, and return it."""
+        address = f"{PREFIX_6}1{self.port[-1]}"
+        self.netns.run("ip", "address", "add", f"{address}/64", "dev", "eth0", "nodad")
+        self._environment["POD_IPS"] += f",{address}"
+        self._environment["BFD_PEER_IPS"] += f",{PREFIX_6}1"
+        return address
 
     def start(self, **settings: str) -> None:
         """Run the supervisor as its pod would."""
@@ -273,18 +282,31 @@ class Ovn:
             self.nbctl("lsp-set-addresses", port, addresses)
         # OVN speaks BFD only on a port that is bound to a chassis.
         self.nbctl("lrp-set-gateway-chassis", "r-ls-gateways", "test", "10")
-        interval, multiplier = self.timers
         for gateway in self.gateways:
-            session = self.nbctl(
-                *("create", "bfd", "logical_port=r-ls-gateways", f"dst_ip={gateway.inner}"),
-                *(f"min_tx={interval}", f"min_rx={interval}", f"detect_mult={multiplier}"),
-            ).strip()
-            self.nbctl(
-                *("--id=@route", "create", "logical_router_static_route", "ip_prefix=0.0.0.0/0"),
-                *(f"nexthop={gateway.inner}", f"bfd={session}", "--", "add", "logical_router", "r"),
-                *("static_routes", "@route"),
-            )
+            self._default_route("0.0.0.0/0", gateway.inner)
         self.nbctl("--wait=hv", "--timeout=20", "sync")
+
+    def add_ipv6(self) -> None:
+        """IPv6 beside IPv4 between router and gateways: addresses, sessions and default routes. Before they start."""
+        networks = f'networks="{ROUTER}/24","{PREFIX_6}1/64"'
+        self.nbctl("set", "logical_router_port", "r-ls-gateways", networks)
+        for gateway in self.gateways:
+            address = gateway.add_ipv6()
+            self.nbctl("lsp-set-addresses", gateway.port, f"{gateway.mac} {gateway.inner} {address}")
+            self._default_route("::/0", address)
+
+    def _default_route(self, prefix: str, gateway: str) -> None:
+        """An equal default route with BFD."""
+        interval, multiplier = self.timers
+        session = self.nbctl(
+            *("create", "bfd", "logical_port=r-ls-gateways", f'dst_ip="{gateway}"'),
+            *(f"min_tx={interval}", f"min_rx={interval}", f"detect_mult={multiplier}"),
+        ).strip()
+        self.nbctl(
+            *("--id=@route", "create", "logical_router_static_route", f'ip_prefix="{prefix}"'),
+            *(f'nexthop="{gateway}"', f"bfd={session}", "--", "add", "logical_router", "r"),
+            *("static_routes", "@route"),
+        )
 
     def _daemon(self, *argv: str) -> None:
         with open(self.dir / f"{argv[0]}.log", "ab") as output:

@@ -175,6 +175,20 @@ def test_the_last_gateway_alive_is_missed_too(ovn: Ovn, serving: tuple[Gateway, 
     wait_until(lambda: not ovn.serving(), "OVN knows that nobody serves", DETECTION + SLACK)
 
 
+def test_sessions_over_ipv6() -> None:
+    ovn = Ovn((100, 3), {"NATGW_BFD_HEALTH": "off"})
+    try:
+        ovn.add_ipv6()
+        for gateway in ovn.gateways:
+            gateway.start()
+        wait_until(lambda: list(ovn.bfd().values()) == ["up"] * 4, "both sessions of both gateways are Up")
+        ovn.gateways[0].end(signal.SIGKILL)
+        wait_until(lambda: ovn.bfd()["fd00:1::11"] == "down", "OVN notices the death over IPv6", DETECTION + SLACK)
+        assert ovn.bfd()["fd00:1::12"] == "up"
+    finally:
+        ovn.close()
+
+
 def test_a_restart_is_over_before_anyone_notices_or_is_noticed(ovn: Ovn, serving: tuple[Gateway, Gateway]) -> None:
     """OVN may still believe in the session of before; it comes up again whatever it sends."""
     first, second = serving

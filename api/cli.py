@@ -12,7 +12,6 @@ from urllib.parse import urlencode
 import typer
 
 from api.client import Answer, Client, Failed, NotRunning
-from gateway.bfd import natgw
 
 FAILED, CHANGES, NOT_RUNNING = 1, 2, 3
 
@@ -44,6 +43,8 @@ File = Annotated[
 
 def main() -> None:
     """The console script."""
+    from gateway.bfd import natgw  # noqa: PLC0415 -- whoever imports this module needs nothing of the gateway
+
     if natgw.concerns(sys.argv[1:], os.environ):
         sys.exit(natgw.main(sys.argv[1:]))
     mount_lab(sys.argv[1:])

@@ -12,7 +12,7 @@ DEMO := examples/vpc-nat-gateway.yaml
 # Narrow a run, e.g.: make test PYTEST_ARGS='tests -k snat'
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-test demo check test lock clean
+.PHONY: help setup setup-test demo check test fuzz lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: setup ## linters, types and import arrows; no network, no root
 
 test: setup-test check ## make check, then every test: pure ones, and real packets in network namespaces (root)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: setup ## a million malformed BFD packets, twice; a few minutes, no root
+	@NATGW_FUZZ_PACKETS=1000000 $(BIN)/python -m pytest tests/test_bfd_fuzz.py
 
 lock: ## pin the Python dependencies anew from pyproject.toml (UPGRADE=1: to their newest versions)
 	@scripts/lock.sh

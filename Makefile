@@ -12,7 +12,7 @@ DEMO := examples/vpc-nat-gateway.yaml
 # Narrow a run, e.g.: make test PYTEST_ARGS='tests -k snat'
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-test setup-image demo check test image image-test sbom lock clean
+.PHONY: help setup setup-test setup-image demo check test fuzz image image-test sbom lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ check: setup ## linters, types and import arrows; no network, no root
 
 test: setup-test check ## make check, then every test: pure ones, and real packets in network namespaces (root)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: setup ## a million malformed BFD packets, twice; a few minutes, no root
+	@NATGW_FUZZ_PACKETS=1000000 $(BIN)/python -m pytest tests/test_bfd_fuzz.py
 
 image: setup-image ## build the container image and print its sizes (root; BASE=registry|stand-in says whence its base)
 	@scripts/image.sh build

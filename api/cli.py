@@ -20,11 +20,16 @@ Exit codes: 0 done; 1 failed, with the reason on stderr; 2 wrong usage, and from
 do; 3 no daemon is running.
 """
 
+BFD = """
+In a pod that speaks BFD: `natgw drain [--wait]` sends the traffic to the other gateways, `natgw undrain` takes it
+again; `status` and `metrics` tell of the sessions and of the gateway's health.
+"""
+
 LAB = "Kube-OVN manifests, built in network namespaces of this machine and tried with real traffic."
 
 app = typer.Typer(
     name="natgw",
-    help=f"A NAT gateway for a VPC: EIPs, floating IPs, DNAT, SNAT and routes.\n\n{CODES}",
+    help=f"A NAT gateway for a VPC: EIPs, floating IPs, DNAT, SNAT and routes.\n\n{BFD}\n\n{CODES}",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -38,6 +43,10 @@ File = Annotated[
 
 def main() -> None:
     """The console script."""
+    from gateway.bfd import natgw  # noqa: PLC0415 -- whoever imports this module needs nothing of the gateway
+
+    if natgw.concerns(sys.argv[1:], os.environ):
+        sys.exit(natgw.main(sys.argv[1:]))
     mount_lab(sys.argv[1:])
     app(prog_name="natgw")
 

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from api.execverbs import Change, IptablesVersion, parse
 from api.execwire import BadRequest, Reply, Request, conflict, decode_request, failure, one_line, success
 from api.settings import interfaces_file
 from gateway.ports import Refused
+from rules.appliance import OtherAppliance
 from rules.edit import Conflict, NotInitialized, edit_all
 from rules.spec import GatewaySpec, Interfaces
 
@@ -49,15 +50,28 @@ class Service(Protocol):
     ) -> Future[Any]: ...
 
 
+Face = Callable[[Sequence[str]], Awaitable[Reply]]
+"""Answers the calls of another script; it gets the words behind the one that names it."""
+
+
 class ExecServer:
     """Answers the calls of one gateway's script on ``exec.sock`` in the run directory.
 
-    ``version`` is what ``iptables --version`` prints for the variant in use.
+    ``version`` is what ``iptables --version`` prints for the variant in use. ``faces`` answer the calls whose first
+    word is their name.
     """
 
     def __init__(
-        self, service: Service, run_dir: Path, env_file: Path, version: str, *, patience: float = PATIENCE
+        self,
+        service: Service,
+        run_dir: Path,
+        env_file: Path,
+        version: str,
+        *,
+        patience: float = PATIENCE,
+        faces: Mapping[str, Face] | None = None,
     ) -> None:
+        self._faces = faces or {}
         self._service = service
         self._path = run_dir / "exec.sock"
         self._env_file = env_file
@@ -136,8 +150,12 @@ class ExecServer:
             return failure(
                 "this daemon serves a gateway in another network namespace; give each gateway its own NATGW_RUN_DIR"
             )
+        if request.words and (face := self._faces.get(request.words[0])):
+            return await face(request.words[1:])
         standing = self._service.spec
         environment = {name: value for name, value in request.environment.items() if value}
+        if standing is not None and not standing.initialized:
+            standing = None
         if standing is None and request.words[:1] == ("init",):
             # Once initialised, the spec knows its interfaces; what an earlier init left speaks only before.
             try:
@@ -164,7 +182,7 @@ class ExecServer:
             done: _Done = await asyncio.wrap_future(self._service.change(edit, by=by, announce=change.announce))
         except Conflict as error:
             return conflict(str(error))
-        except (NotInitialized, Refused) as error:
+        except (NotInitialized, OtherAppliance, Refused) as error:
             return failure(str(error))
         if change.initializes:
             self._leave_interfaces(done.spec.interfaces)

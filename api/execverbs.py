@@ -14,16 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Interface
 
 from pydantic import TypeAdapter, ValidationError
 
 from api.execwire import BadRequest, Reply, failure, one_line, success
 from rules.commands import Command, EipAdd, Init
-from rules.spec import Interfaces
+from rules.qos_commands import QosCommand
+from rules.spec import PRIORITY_MAX, Interfaces
 
 HELP_WORDS = ("help", "--help", "-h")
 RANDOM_FULLY = "--random-fully"
 _COMMAND: TypeAdapter[Command] = TypeAdapter(Command)
+_PREFIX_LENGTHS = frozenset(map(str, range(33)))
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ def parse(
         gateways = _gateways(environment)
     except BadRequest as error:
         return failure(f"{name} {error}")
+    if all(isinstance(command, QosCommand) for command in commands):
+        gateways = []  # limits come before init, too, when there is no gateway yet that could have them
     # The environment's gateways go first, so that a rule that names its gateway wins; only init precedes them.
     after_init = sum(isinstance(command, Init) for command in commands[:1])
     commands[after_init:after_init] = gateways
@@ -102,8 +107,9 @@ def help_text() -> str:
 def _command(word: str, op: str, **fields: object) -> Command:
     """One command. Raises BadRequest that repeats the word and names the first field that is wrong."""
     for name, value in fields.items():
-        if name.endswith("Port") and not (isinstance(value, str) and value.isascii() and value.isdigit()):
-            raise BadRequest(f"{word}: {name}: {value!r} is not a port number")
+        if name.endswith(("Port", "priority")) and not (isinstance(value, str) and value.isascii() and value.isdigit()):
+            what = "priority" if name == "priority" else "port number"
+            raise BadRequest(f"{word}: {name}: {value!r} is not a {what}")
     try:
         return _COMMAND.validate_python({"op": op, **fields})
     except ValidationError as error:
@@ -119,8 +125,17 @@ def _named(word: str, fields: Sequence[str]) -> dict[str, str]:
         raise BadRequest(f"{word}: {fields[len(values)]} is missing")
     named = dict(zip(fields, values, strict=False))
     if "eip" in named:  # Every release's script takes an EIP with its prefix length, too.
-        named["eip"] = named["eip"].partition("/")[0]
+        named["eip"], slash, length = named["eip"].partition("/")
+        if slash and length not in _PREFIX_LENGTHS:
+            raise BadRequest(f"{word}: eip: {length!r} is not a prefix length")
     return named
+
+
+def _exactly(word: str, fields: Sequence[str]) -> dict[str, str]:
+    """The word's values by field name; BadRequest where there are fewer or more."""
+    if word.count(",") >= len(fields):
+        raise BadRequest(f"{word}: more than {len(fields)} fields ({','.join(fields)})")
+    return _named(word, fields)
 
 
 def _each(rule: Callable[[str], list[Command]]) -> Callable[[Sequence[str], Context], list[Command]]:
@@ -131,22 +146,21 @@ def _each(rule: Callable[[str], list[Command]]) -> Callable[[Sequence[str], Cont
 def _adds(op: str, *fields: str) -> Callable[[Sequence[str], Context], list[Command]]:
     """A verb that adds one object per word, which has exactly these fields."""
 
-    def rule(word: str) -> list[Command]:
-        named = _named(word, fields)
-        if word.count(",") >= len(fields):
-            raise BadRequest(f"{word}: more than {len(fields)} fields ({','.join(fields)})")
-        return [_command(word, op, **named)]
-
-    return _each(rule)
+    return _each(lambda word: [_command(word, op, **_exactly(word, fields))])
 
 
-def _deletes(op: str, *fields: str) -> Callable[[Sequence[str], Context], list[Command]]:
-    """A verb that deletes one object per word, which begins with the fields of the object's identity."""
+def _deletes(op: str, *fields: str, more: int = 0) -> Callable[[Sequence[str], Context], list[Command]]:
+    """A verb that deletes one object per word, which begins with the fields of the object's identity.
+
+    Up to ``more`` fields may follow: some releases repeat the whole rule. What they say does not matter.
+    """
 
     def rule(word: str) -> list[Command]:
         if not word.strip(","):
             return []
         named = _named(word, fields)
+        if word.count(",") >= len(fields) + more:
+            raise BadRequest(f"{word}: more than {len(fields) + more} fields")
         nothing = any(not value.partition("/")[0] for value in named.values())
         return [] if nothing else [_command(word, op, **named)]
 
@@ -169,14 +183,14 @@ def _snat_add(word: str) -> list[Command]:
 
 def _external_route(word: str) -> list[Command]:
     # The external subnet itself is reached through the EIPs' prefix; the script made the gateway the default route.
-    named = _named(word, ("cidr", "gateway"))
-    return [_command(word, "set-gateways", gatewayV4=named["gateway"])]
+    named = _exactly(word, ("cidr", "gateway"))
+    command = _command(word, "set-gateways", gatewayV4=named["gateway"])
+    _command(word, "subnet-route-add", cidr=named["cidr"], nextHopIP=named["gateway"])  # to refuse what is no route
+    return [command]
 
 
 def _shared_dnat_add(word: str) -> list[Command]:
-    named = _named(word, ("eip", "externalPort", "protocol", "backends"))
-    if word.count(",") > 3:
-        raise BadRequest(f"{word}: more than 4 fields (eip,externalPort,protocol,backends)")
+    named = _exactly(word, ("eip", "externalPort", "protocol", "backends"))
     ends = [backend.partition(":") for backend in named.pop("backends").split("@")]
     for ip, _, port in ends:
         if not (port.isascii() and port.isdigit()):
@@ -185,7 +199,43 @@ def _shared_dnat_add(word: str) -> list[Command]:
     return [_command(word, "nft-dnat-map-add", **named, backends=backends)]
 
 
-def _nothing(_words: Sequence[str], _context: Context) -> list[Command]:
+_LIMIT = ("rateMax", "burstMax")
+_EIP_LIMIT = ("eip", "priority", *_LIMIT)
+_LIMITED = ("direction", "interface", "priority", "classifier", "matchType", "side", "prefix")
+
+
+def _interface_limit(op: str, *more: str) -> Callable[[Sequence[str], Context], list[Command]]:
+    """A verb on an interface's limits. Releases up to 1.16 leave the interface out where the policy names none: it
+    is then the one that 1.17 names, the external one for what leaves and the tenant's for what comes in."""
+
+    def rule(word: str, context: Context) -> list[Command]:
+        if op == "qos-del" and not word.strip(","):
+            return []
+        if word.count(",") >= len((*_LIMITED, *_LIMIT)):
+            raise BadRequest(f"{word}: more than {len((*_LIMITED, *_LIMIT))} fields")
+        named = _named(word, (*_LIMITED, *more))
+        classifier, kind = named.pop("classifier"), named.pop("matchType")
+        side, prefix = named.pop("side"), named.pop("prefix")
+        if classifier not in ("u32", "matchall"):
+            raise BadRequest(f"{word}: classifier: {classifier!r} is neither u32 nor matchall")
+        usual = context.interfaces.external if named["direction"] == "egress" else context.interfaces.vpc
+        limit = named | {"interface": named["interface"] or usual}
+        if classifier == "u32":
+            if kind != "ip":
+                raise BadRequest(f"{word}: matchType: {kind!r} is not ip")
+            limit |= {"matchType": "ip", "matchValue": f"{side} {prefix}"}
+            if op == "qos-del" and _is_ipv6(prefix):
+                return []  # no limit of IPv6 can stand; Kube-OVN lets policies name it
+        priority = limit["priority"]
+        if op == "qos-del" and priority.isascii() and priority.isdigit() and int(priority[:9]) > PRIORITY_MAX:
+            return []  # likewise
+        return [_command(word, op, **limit)]
+
+    return lambda words, context: [command for word in words for command in rule(word, context)]
+
+
+def _nothing(words: Sequence[str], context: Context) -> list[Command]:
+    _deletes("subnet-route-del", "cidr", more=1)(words, context)  # to refuse what means nothing
     return []
 
 
@@ -195,11 +245,31 @@ def _init(words: Sequence[str], context: Context) -> list[Command]:
     if len(named) > 1:
         raise BadRequest(f"{' '.join(named)}: the interfaces are named twice")
     if named:
-        pair: dict[str, str] = _named(named[0], ("vpc", "external"))
+        pair: dict[str, str] = _exactly(named[0], ("vpc", "external"))
     else:
         pair = _interfaces_of(context)
     init = _command(named[0] if named else "", "init", interfaces=pair or None)
-    return [init, *(_command(word, "subnet-route-add", **_named(word, ("cidr", "nextHopIP"))) for word in routes)]
+    return [init, *(_service_route(word) for word in routes)]
+
+
+def _service_route(word: str) -> Command:
+    """The route to the cluster's services. 1.12 joins their ranges and the subnet's gateways, of which a dual-stack
+    cluster has two each; its script has only ever taken the IPv4 ones."""
+    values = word.split(",")
+    for value in values:
+        if ":" in value and not _is_ipv6(value):
+            raise BadRequest(f"{word}: {value!r} is neither an IPv6 address nor a prefix")
+    return _command(
+        word, "subnet-route-add", **_exactly(",".join(v for v in values if ":" not in v), ("cidr", "nextHopIP"))
+    )
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Interface(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _interfaces_of(context: Context) -> dict[str, str]:
@@ -226,22 +296,22 @@ VERBS: Mapping[str, Verb] = {
     "subnet-route-add": Verb(
         "CIDR,GATEWAY", "reach a subnet of the VPC", _adds("subnet-route-add", "cidr", "nextHopIP")
     ),
-    "subnet-route-del": Verb("CIDR", "forget a subnet of the VPC", _deletes("subnet-route-del", "cidr")),
+    "subnet-route-del": Verb("CIDR", "forget a subnet of the VPC", _deletes("subnet-route-del", "cidr", more=1)),
     "ext-subnet-route-add": Verb("CIDR,GATEWAY", "name the external gateway", _each(_external_route)),
     "ext-subnet-route-del": Verb("CIDR", "nothing: the gateway stays", _nothing),
     "eip-add": Verb("IP/LENGTH[,GATEWAY]", "put an external address up and announce it", _each(_eip_add)),
-    "eip-del": Verb("IP/LENGTH", "take an external address down", _deletes("eip-del", "address")),
+    "eip-del": Verb("IP/LENGTH", "take an external address down", _deletes("eip-del", "address", more=1)),
     "floating-ip-add": Verb(
         "EIP,INTERNAL_IP", "map an EIP and an internal address both ways", _adds("floating-ip-add", "eip", "internalIp")
     ),
-    "floating-ip-del": Verb("EIP", "delete the EIP's floating IP", _deletes("floating-ip-del", "eip")),
+    "floating-ip-del": Verb("EIP", "delete the EIP's floating IP", _deletes("floating-ip-del", "eip", more=1)),
     "dnat-add": Verb(
         "EIP,PORT,PROTOCOL,INTERNAL_IP,INTERNAL_PORT",
         "map a port of an EIP",
         _adds("dnat-add", "eip", "externalPort", "protocol", "internalIp", "internalPort"),
     ),
     "dnat-del": Verb(
-        "EIP,PORT,PROTOCOL", "delete a port mapping", _deletes("dnat-del", "eip", "externalPort", "protocol")
+        "EIP,PORT,PROTOCOL", "delete a port mapping", _deletes("dnat-del", "eip", "externalPort", "protocol", more=2)
     ),
     "nft-dnat-map-add": Verb(
         "EIP,PORT,PROTOCOL,IP:PORT[@IP:PORT...]",
@@ -251,8 +321,28 @@ VERBS: Mapping[str, Verb] = {
     "nft-dnat-map-del": Verb(
         "EIP,PORT,PROTOCOL",
         "delete a spread port",
-        _deletes("nft-dnat-map-del", "eip", "externalPort", "protocol"),
+        _deletes("nft-dnat-map-del", "eip", "externalPort", "protocol", more=1),
     ),
     "snat-add": Verb(f"EIP,INTERNAL_CIDR[,{RANDOM_FULLY}]", "give what leaves the EIP as its source", _each(_snat_add)),
-    "snat-del": Verb("EIP,INTERNAL_CIDR", "delete a source translation", _deletes("snat-del", "eip", "internalCIDR")),
+    "snat-del": Verb(
+        "EIP,INTERNAL_CIDR", "delete a source translation", _deletes("snat-del", "eip", "internalCIDR", more=1)
+    ),
+    "eip-ingress-qos-add": Verb(
+        "EIP,PRIORITY,MBIT,BURST_MB", "limit what comes to an EIP", _adds("eip-ingress-qos-add", *_EIP_LIMIT)
+    ),
+    "eip-egress-qos-add": Verb(
+        "EIP,PRIORITY,MBIT,BURST_MB", "limit what leaves by an EIP", _adds("eip-egress-qos-add", *_EIP_LIMIT)
+    ),
+    "eip-ingress-qos-del": Verb("EIP", "take that limit away", _deletes("eip-ingress-qos-del", "eip")),
+    "eip-egress-qos-del": Verb("EIP", "take that limit away", _deletes("eip-egress-qos-del", "eip")),
+    "qos-add": Verb(
+        "DIRECTION,INTERFACE,PRIORITY,u32|matchall,ip|,src|dst|,CIDR|,MBIT,BURST_MB",
+        "limit an interface's traffic, or that of a prefix",
+        _interface_limit("qos-add", *_LIMIT),
+    ),
+    "qos-del": Verb(
+        "DIRECTION,INTERFACE,PRIORITY,u32|matchall,ip|,src|dst|,CIDR|",
+        "take that limit away",
+        _interface_limit("qos-del"),
+    ),
 }

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAGIC = "natgw-exec/1"
+LONGEST_LINE = 1000
+"""Characters; what a caller is told repeats its words, which may be of any length."""
 
 
 class BadRequest(ValueError):
@@ -88,6 +90,8 @@ def conflict(text: str) -> Reply:
 
 
 def one_line(text: str) -> str:
-    """The lines of ``text`` joined, control characters escaped."""
+    """The lines of ``text`` joined, control characters escaped; of what is very long the beginning and the end."""
     joined = "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    if len(joined) > LONGEST_LINE:
+        joined = f"{joined[: LONGEST_LINE // 2]} ... {joined[-LONGEST_LINE // 2 :]}"
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in joined)

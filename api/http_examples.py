@@ -37,6 +37,18 @@ GATEWAY: dict[str, Example] = {
                     "sessionAffinityTimeoutSeconds": 600,
                 }
             ],
+            "qos": [
+                {"eip": "192.168.0.10", "direction": "egress", "rateMax": "10", "burstMax": "10"},
+                {"interface": "net1", "direction": "ingress", "rateMax": "50", "burstMax": "50"},
+                {
+                    "interface": "net1",
+                    "direction": "egress",
+                    "matchType": "ip",
+                    "matchValue": "dst 203.0.113.0/24",
+                    "rateMax": "2.5",
+                    "burstMax": "0.3",
+                },
+            ],
         },
     },
     "nothing yet": {
@@ -46,6 +58,13 @@ GATEWAY: dict[str, Example] = {
 }
 
 COMMANDS: dict[str, Example] = {
+    "limit an EIP": {
+        "summary": "10 Mbit/s out, 2.5 Mbit/s in; bursts in MB",
+        "value": [
+            {"op": "eip-egress-qos-add", "eip": "192.168.0.10", "priority": 1, "rateMax": "10", "burstMax": "10"},
+            {"op": "eip-ingress-qos-add", "eip": "192.168.0.10", "priority": 1, "rateMax": "2.5", "burstMax": "0.3"},
+        ],
+    },
     "publish a web server": {
         "summary": "An EIP and a port mapping, both or none",
         "value": [

@@ -21,6 +21,7 @@ from gateway.status import Status
 from rules.commands import Command, EipAdd, Init
 from rules.desired import Facts
 from rules.edit import NotInitialized, edit_all
+from rules.loadbalancer import LoadBalancerSpec
 from rules.spec import GatewaySpec, InterfaceName, Interfaces
 
 DryRun = Annotated[bool, Query(alias="dryRun", description="only say what would be done")]
@@ -67,11 +68,12 @@ def add_gateway(app: FastAPI, service: Service, commit: Committer) -> None:
 
         Without `interfaces`, those that stand (or that the daemon was started with) stay.
         """
-        spec = wanted
+        spec = wanted.model_copy(update={"initialized": True})
         if "interfaces" not in wanted.model_fields_set:
-            spec = wanted.model_copy(update={"interfaces": service.status().interfaces})
+            spec = spec.model_copy(update={"interfaces": service.status().interfaces})
         before, done = await commit(request, lambda _: spec, dry_run=dry_run)
-        response.status_code = 201 if before is None and not dry_run else 200
+        fresh = before is None or not before.initialized
+        response.status_code = 201 if fresh and not dry_run else 200
         return done
 
     @app.patch("/v1/gateway", responses=WRITE_PROBLEMS)
@@ -114,10 +116,17 @@ def add_views(app: FastAPI, service: Service) -> None:
         """One look at the gateway: readiness, interfaces, ARP, counts, address conflicts, the last error."""
         return service.status()
 
+    @app.get("/v1/load-balancer", responses=NOT_INITIALIZED)
+    async def load_balancer() -> LoadBalancerSpec:
+        """The whole desired state of a pod that is a Service's load balancer (lb-svc); 404 in a NAT gateway's."""
+        if service.load_balancer is None:
+            raise HTTPException(404, "this pod is no load balancer")
+        return service.load_balancer
+
     @app.get("/v1/ruleset", response_class=PlainTextResponse, responses=NOT_INITIALIZED)
     async def ruleset() -> str:
         """What is rendered from the desired state, as iptables-save (and, for shared DNATs, nft) prints it."""
-        spec = _standing(service)
+        spec = service.load_balancer or _standing(service)
         policy = service.status().arp.policy
         return rendered_text(spec, Facts("on" if policy == "on" else "auto"))
 
@@ -164,6 +173,7 @@ def add_probes(app: FastAPI, service: Service) -> None:
 
 
 def _standing(service: Service) -> GatewaySpec:
-    if service.spec is None:
+    spec = service.spec
+    if spec is None or not spec.initialized:
         raise HTTPException(404, str(NotInitialized()))
-    return service.spec
+    return spec

@@ -1,10 +1,12 @@
 # No postponed annotations here: the handlers below are made for one model each, and FastAPI reads their signatures.
 """GET, PUT and DELETE on each kind of object, told apart by its identity in the path."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
-from typing import Annotated, Any
+from operator import or_
+from typing import Annotated, Any, Literal
 
 from fastapi import Body, Depends, FastAPI, Path, Request, Response
 from pydantic import AfterValidator
@@ -16,7 +18,23 @@ from api.http_problems import bad_field
 from gateway.service import Edit, Service
 from rules.edit import NotInitialized, checked
 from rules.keyed import Keyed
-from rules.spec import Dnat, Eip, Fip, GatewaySpec, IPv4, Part, Port, Protocol, Route, SharedDnat, Snat
+from rules.spec import (
+    Direction,
+    Dnat,
+    Eip,
+    EipLimit,
+    Fip,
+    GatewaySpec,
+    InterfaceLimit,
+    InterfaceName,
+    IPv4,
+    Part,
+    Port,
+    Protocol,
+    Route,
+    SharedDnat,
+    Snat,
+)
 
 Key = Any
 
@@ -57,6 +75,26 @@ def _route(addr: Network, length: Annotated[int, Path(alias="len", ge=0, le=128)
         raise bad_field("path", "len", f"{length} is too long for {addr}") from error
 
 
+def _eip_limit(eip: IPv4, direction: Direction) -> Key:
+    return (eip, direction)
+
+
+Priority = Annotated[int, Path(ge=1, le=65534)]
+
+
+def _interface_limit(interface: InterfaceName, direction: Direction, priority: Priority) -> Key:
+    return (interface, direction, priority, "", "")
+
+
+def _prefix_limit(
+    limit: Annotated[Key, Depends(_interface_limit)],
+    side: Literal["src", "dst"],
+    addr: Network4,
+    length: Annotated[int, Path(alias="len", ge=0, le=32)],
+) -> Key:
+    return (*limit[:3], "ip", f"{side} {IPv4Network(f'{addr}/{length}', strict=False)}")
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of object: its collection in the spec, its path, and the fields of the body that the path repeats."""
@@ -90,6 +128,7 @@ def _parts(key: Key) -> tuple[object, ...]:
     return key if isinstance(key, tuple) else (key,)
 
 
+INTERFACE_LIMIT = ("interface", "direction", "priority", "matchType", "matchValue")
 KINDS = (
     Kind("eips", "EIP", "/{ip}", Eip, _eip, ("address",)),
     Kind("fips", "floating IP", "/{eip}", Fip, _fip, ("eip",)),
@@ -104,21 +143,44 @@ KINDS = (
         _dnat,
         ("eip", "externalPort", "protocol"),
     ),
+    Kind("qos", "EIP's limit", "/eips/{eip}/{direction}", EipLimit, _eip_limit, ("eip", "direction")),
+    Kind(
+        "qos",
+        "interface's limit",
+        "/interfaces/{interface}/{direction}/{priority}",
+        InterfaceLimit,
+        _interface_limit,
+        INTERFACE_LIMIT,
+    ),
+    Kind(
+        "qos",
+        "limit of a prefix",
+        "/interfaces/{interface}/{direction}/{priority}/{side}/{addr}/{len}",
+        InterfaceLimit,
+        _prefix_limit,
+        INTERFACE_LIMIT,
+    ),
 )
 
 
 def add_items(app: FastAPI, service: Service, commit: Committer) -> None:
     """Add the routes of all kinds."""
+    for name in dict.fromkeys(kind.name for kind in KINDS):
+        _add_list(app, service, [kind for kind in KINDS if kind.name == name])
     for kind in KINDS:
         _add_reads(app, service, kind)
         _add_writes(app, commit, kind)
 
 
-def _add_reads(app: FastAPI, service: Service, kind: Kind) -> None:
-    @app.get(f"/v1/{kind.segment}", response_model=list[kind.model], name=f"list {kind.name}")  # type: ignore[name-defined]
+def _add_list(app: FastAPI, service: Service, kinds: Sequence[Kind]) -> None:
+    kind, model = kinds[0], reduce(or_, (kind.model for kind in kinds))
+
+    @app.get(f"/v1/{kind.segment}", response_model=list[model], name=f"list {kind.name}")  # type: ignore[valid-type]
     async def listed() -> Any:
         return list(kind.of(service.spec or GatewaySpec()))
 
+
+def _add_reads(app: FastAPI, service: Service, kind: Kind) -> None:
     @app.get(
         f"/v1/{kind.segment}{kind.path}",
         response_model=kind.model,
@@ -168,7 +230,7 @@ def _add_writes(app: FastAPI, commit: Committer, kind: Kind) -> None:
 
 def _edit(kind: Kind, change: Callable[[Keyed[Any]], Keyed[Any]], wanted: Part | None = None) -> Edit:
     def edit(spec: GatewaySpec | None) -> GatewaySpec:
-        if spec is None:
+        if spec is None or not spec.initialized:
             raise NotInitialized
         changed = spec.model_copy(update={kind.name: change(kind.of(spec))})
         return changed if wanted is None else checked(changed, wanted)

@@ -13,8 +13,11 @@ from rules.nft import command_lines
 from rules.ruleset import ChainEdit, DeleteChain, DeleteRule, InsertRule, NewChain, ReplaceRules
 from rules.spec import Part
 from rules.state import (
+    MAIN_TABLE,
     AddAddress,
+    AddPolicyRule,
     DeleteAddress,
+    DeletePolicyRule,
     DeleteRoute,
     EditNft,
     EditTable,
@@ -22,8 +25,10 @@ from rules.state import (
     ReplaceRoute,
     SetArp,
     SetPromoteSecondaries,
+    SetUp,
     Step,
 )
+from rules.tc import DeleteTc, SetTc, tc_text
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -65,26 +70,47 @@ class AddressStep(Part):
 
 
 class RouteStep(Part):
-    """A route of the main table comes (in place of the one there was) or goes."""
+    """A route comes (in place of the one there was) or goes; 254 is the main table."""
 
     step: Literal["replace-route", "delete-route"]
     prefix: str
+    table: int
     interface: str
     via: str | None
     onlink: bool
     text: str
 
 
-class SwitchStep(Part):
-    """A flag of an interface: whether it answers ARP; whether secondary addresses outlive their primary one."""
+class PolicyRuleStep(Part):
+    """The rule comes or goes that what came in by the interface is routed by the table."""
 
-    step: Literal["set-arp", "set-promote-secondaries"]
+    step: Literal["add-policy-rule", "delete-policy-rule"]
+    interface: str
+    table: int
+    text: str
+
+
+class SwitchStep(Part):
+    """A flag of an interface: whether it answers ARP, is up; whether secondary addresses outlive their primary one."""
+
+    step: Literal["set-arp", "set-promote-secondaries", "set-up"]
     interface: str
     on: bool
     text: str
 
 
-StepModel = Annotated[EditTableStep | EditNftStep | AddressStep | RouteStep | SwitchStep, Field(discriminator="step")]
+class TcModel(Part):
+    """An object of traffic control comes or changes, or goes: a qdisc, a class, a filter, an ifb device."""
+
+    step: Literal["set-tc", "delete-tc"]
+    interface: str
+    text: str
+
+
+StepModel = Annotated[
+    EditTableStep | EditNftStep | AddressStep | RouteStep | PolicyRuleStep | SwitchStep | TcModel,
+    Field(discriminator="step"),
+]
 
 
 class PlanModel(Part):
@@ -191,19 +217,34 @@ def _step(step: Step) -> StepModel:  # noqa: PLR0911 -- one line a step
         case SetPromoteSecondaries(interface, on):
             text = f"sysctl -w net/ipv4/conf/{interface}/promote_secondaries={on:d}"
             return SwitchStep(step="set-promote-secondaries", interface=interface, on=on, text=text)
+        case SetUp(interface, on):
+            text = f"ip link set dev {interface} {'up' if on else 'down'}"
+            return SwitchStep(step="set-up", interface=interface, on=on, text=text)
+        case AddPolicyRule(rule):
+            text = f"ip rule add iif {rule.interface} table {rule.table}"
+            return PolicyRuleStep(step="add-policy-rule", interface=rule.interface, table=rule.table, text=text)
+        case DeletePolicyRule(rule):
+            text = f"ip rule del iif {rule.interface} table {rule.table}"
+            return PolicyRuleStep(step="delete-policy-rule", interface=rule.interface, table=rule.table, text=text)
+        case SetTc() | DeleteTc():
+            kind: Literal["set-tc", "delete-tc"] = "set-tc" if isinstance(step, SetTc) else "delete-tc"
+            return TcModel(step=kind, interface=step.key.device, text=tc_text(step))
+    raise TypeError(f"only an egress gateway's plan has such a step: {step}")
 
 
 def _route(step: ReplaceRoute | DeleteRoute) -> RouteStep:
     replaces, entry = isinstance(step, ReplaceRoute), step.entry
     via = f" via {entry.via}" if entry.via else ""
     onlink = " onlink" if entry.onlink else ""
+    table = "" if step.key.table == MAIN_TABLE else f" table {step.key.table}"
     return RouteStep(
         step="replace-route" if replaces else "delete-route",
         prefix=step.key.prefix,
+        table=step.key.table,
         interface=entry.interface,
         via=entry.via,
         onlink=entry.onlink,
-        text=f"ip route {'replace' if replaces else 'del'} {step.key.prefix}{via} dev {entry.interface}{onlink}",
+        text=f"ip route {'replace' if replaces else 'del'} {step.key.prefix}{via} dev {entry.interface}{onlink}{table}",
     )
 
 

@@ -14,13 +14,16 @@ from starlette.responses import Response
 from api.http_models import PROBLEM_JSON, FieldError, Problem
 from gateway.ports import Refused
 from gateway.transaction import NotReverted
+from rules.appliance import OtherAppliance
 from rules.commands import Command
 from rules.edit import Conflict, NotInitialized
+from rules.spec import EipLimit, InterfaceLimit
 
 log = logging.getLogger(__name__)
 
 # pydantic puts the variant it chose into the path of an error; the sender never wrote that.
 OPS = frozenset(variant.model_fields["op"].default for variant in get_args(get_args(Command)[0]))
+VARIANTS = OPS | {EipLimit.__name__, InterfaceLimit.__name__}
 
 
 def problem(
@@ -37,6 +40,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Conflict, _conflict)
     app.add_exception_handler(NotInitialized, _not_initialized)
+    app.add_exception_handler(OtherAppliance, _other_appliance)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
@@ -62,7 +66,7 @@ def _invalid(_: Request, error: Exception) -> Response:
 def _field(error: Mapping[str, Any]) -> str:
     """The dotted path of a field, without the part of the request that it stood in and without names of variants."""
     path = () if error["type"] == "json_invalid" else error["loc"][1:]
-    return ".".join(str(part) for part in path if part not in OPS) or "body"
+    return ".".join(str(part) for part in path if part not in VARIANTS) or "body"
 
 
 def _message(error: Mapping[str, Any]) -> str:
@@ -84,6 +88,10 @@ def _conflict(_: Request, error: Exception) -> Response:
 
 def _not_initialized(_: Request, error: Exception) -> Response:
     return problem(409, "not-initialized", "Not initialized", str(error))
+
+
+def _other_appliance(_: Request, error: Exception) -> Response:
+    return problem(409, "other-appliance", "Other appliance", str(error))
 
 
 def _refused(_: Request, error: Exception) -> Response:

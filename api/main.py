@@ -23,14 +23,17 @@ from typing import TextIO
 
 from pydantic import ValidationError
 
+from api import execbalancer
 from api.execserver import ExecServer
 from api.listen import check_listen
 from api.settings import BadSetting, Settings, interfaces_file
 from gateway.arp.announcer import Announcer
+from gateway.arp.ask import ask
 from gateway.arp.link import LinksLost, Monitor
 from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
+from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.variant import choose, iptables_version
 from gateway.ports import Firewall
 from gateway.service import Service
@@ -111,12 +114,15 @@ def _firewall(settings: Settings) -> Firewall:
     return NftVariantFirewall()
 
 
-def _interfaces(settings: Settings) -> Interfaces:
-    """The names that ``init`` left in the env file, else those of the environment, else the usual ones."""
-    left = interfaces_file(settings.env_file)
-    return Interfaces(
-        vpc=left.get("VPC_INTERFACE") or os.environ.get("VPC_INTERFACE") or "eth0",
-        external=left.get("EXTERNAL_INTERFACE") or os.environ.get("EXTERNAL_INTERFACE") or "net1",
+def _interfaces(settings: Settings) -> Interfaces | None:
+    """The names that ``init`` left in the env file, else those of the environment; None where neither has any.
+
+    Then a gateway that is adopted from the kernel takes them from its rules, and only a new one the usual ones.
+    """
+    said = dict(os.environ) | interfaces_file(settings.env_file)
+    names = {"vpc": said.get("VPC_INTERFACE"), "external": said.get("EXTERNAL_INTERFACE")}
+    return (
+        Interfaces.model_validate({side: name for side, name in names.items() if name}) if any(names.values()) else None
     )
 
 
@@ -125,7 +131,7 @@ async def _serve(settings: Settings) -> None:
     firewall = _firewall(settings)
     announcer = Announcer(clock)
     service = Service(
-        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft()),
+        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(), KernelShaper()),
         announcer,
         Store(settings.state_dir),
         clock,
@@ -145,7 +151,13 @@ async def _serve(settings: Settings) -> None:
         _watch_links(stack, service)
         await asyncio.wrap_future(recovered)
         _write_pid(stack, settings.run_dir / "natgw.pid")
-        execs = ExecServer(service, settings.run_dir, settings.env_file, iptables_version(firewall.variant))
+        execs = ExecServer(
+            service,
+            settings.run_dir,
+            settings.env_file,
+            iptables_version(firewall.variant),
+            faces={execbalancer.FACE: execbalancer.Balancer(service, ask).answer},
+        )
         await execs.start()
         stack.push_async_callback(execs.close)
         log.info("serving %s with iptables-%s", settings.run_dir, firewall.variant)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rules import share
-from rules.desired import Facts, desired
+from rules.appliance import Spec, desired
+from rules.desired import Facts
 from rules.iptables import render_save
 from rules.nft import table_text
 from rules.ruleset import AnyRule, ChainRef, Ruleset
@@ -11,7 +12,7 @@ from rules.spec import GatewaySpec
 from rules.state import Actual
 
 
-def rendered(spec: GatewaySpec, facts: Facts) -> Ruleset:
+def rendered(spec: Spec, facts: Facts) -> Ruleset:
     """Our chains with all their rules, and of the built-in chains the jumps to ours."""
     wanted = desired(spec, facts, Actual())
     chains: dict[ChainRef, tuple[AnyRule, ...]] = {}
@@ -22,7 +23,7 @@ def rendered(spec: GatewaySpec, facts: Facts) -> Ruleset:
     return Ruleset(chains)
 
 
-def rendered_text(spec: GatewaySpec, facts: Facts) -> str:
+def rendered_text(spec: Spec, facts: Facts) -> str:
     """The same as iptables-save prints it, and the table of share-type DNAT, where there is any, as nft does."""
-    services = share.services(spec)
+    services = share.services(spec) if isinstance(spec, GatewaySpec) else None
     return render_save(rendered(spec, facts)) + (table_text(share.table_of(services)) if services else "")

@@ -25,6 +25,9 @@ SIGNS = {
     "delete": "-",
     "replace-route": "+",
     "delete-route": "-",
+    "add-policy-rule": "+",
+    "delete-policy-rule": "-",
+    "delete-tc": "-",
 }
 
 
@@ -59,6 +62,8 @@ def show_status(status: dict[str, Any]) -> None:
             f"[red]address conflict[/]: {conflict['address']} on {escape(conflict['interface'])} is also held by "
             f"{conflict['mac']}, seen {conflict['count']} times, last {_when(conflict['lastSeen'])}"
         )
+    for warning in status.get("warnings", ()):
+        out.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
     if error := status["lastError"]:
         out.print(f"[red]last error[/] {_when(error['at'])}, {escape(error['by'])}: {escape(error['message'])}")
 

@@ -8,27 +8,41 @@ table edit is all or nothing. ``faults`` injects failures between any two kernel
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
-from gateway.ports import LinksReading, Refused, Variant
-from rules.apply import Rejected, apply_commands, apply_edits
+from gateway.ports import Hop, LinksReading, Refused, Variant
+from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, switched
 from rules.flows import Flow, FlowFilter
 from rules.nft import NftCommand, NftTable
-from rules.ruleset import BUILTIN, ChainEdit, ChainRef, Rules, Ruleset
+from rules.ruleset import BUILTIN, FAMILIES, ChainEdit, ChainRef, Family, Rules, Ruleset
 from rules.state import (
+    MAIN_TABLE,
+    USUAL_PRIORITY,
     AddAddress,
+    AddDevice,
+    AddPolicyRule,
     AddressKey,
     DeleteAddress,
+    DeleteDevice,
+    DeletePolicyRule,
     DeleteRoute,
+    Device,
+    DeviceStep,
     LinkState,
     LinkStep,
+    PolicyRule,
     ReplaceRoute,
     RouteEntry,
     RouteKey,
     SetArp,
+    SetMaster,
     SetPromoteSecondaries,
+    SetSysctl,
+    SetUp,
+    Vrf,
 )
+from rules.tc import IfbKey, Objects, TcStep, apply_tc, tc_text
 
 Fault = Callable[[str], None]
 
@@ -41,15 +55,21 @@ class FakeKernel:
     addresses: dict[AddressKey, bool] = field(default_factory=dict)
     routes: dict[RouteKey, RouteEntry] = field(default_factory=dict)
     chains: dict[ChainRef, Rules] = field(default_factory=dict)
+    policy_rules: set[PolicyRule] = field(default_factory=set)
+    sysctls: dict[str, int] = field(default_factory=dict)
+    lacks: frozenset[type[Device]] = frozenset()
+    """Kinds of devices that this kernel was built without."""
     conntrack: list[Flow] = field(default_factory=list)
     nft: NftTable = field(default_factory=NftTable)
+    tc: Objects = field(default_factory=dict)
     faults: Fault | None = None
     writes: int = 0
 
     def __post_init__(self) -> None:
         for table, names in BUILTIN.items():
             for name in names:
-                self.chains.setdefault(ChainRef(table, name), ())
+                for family in FAMILIES:
+                    self.chains.setdefault(ChainRef(table, name, family), ())
 
     @classmethod
     def gateway_pod(cls, vpc: str = "eth0", external: str = "net1") -> FakeKernel:
@@ -58,6 +78,8 @@ class FakeKernel:
         for index, (name, address) in enumerate(((vpc, "10.0.1.254/24"), (external, "192.168.0.11/24")), start=2):
             kernel.links[name] = LinkState(index, f"02:00:00:00:00:{index:02x}", True, True, 1400, False)
             kernel.addresses[AddressKey(name, address)] = False
+            kernel.sysctls[f"net/ipv4/conf/{name}/rp_filter"] = 1
+        kernel.sysctls |= {"net/ipv4/ip_forward": 0, "net/ipv6/conf/all/forwarding": 0}
         kernel.routes[RouteKey("0.0.0.0/0")] = RouteEntry(external, "192.168.0.1", protocol=3)
         return kernel
 
@@ -74,15 +96,17 @@ class FakeFirewall:
 
     kernel: FakeKernel
     variant: Variant = "legacy"
+    family: Family = 4
 
     def read(self, tables: Collection[str]) -> Ruleset:
-        return Ruleset({ref: rules for ref, rules in self.kernel.chains.items() if ref.table in tables})
+        chains = self.kernel.chains.items()
+        return Ruleset({ref: rules for ref, rules in chains if ref.table in tables and ref.family == self.family})
 
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         step = f"edit table {table}"
         self.kernel.step(step)
         try:
-            self.kernel.chains = apply_edits(table, self.kernel.chains, edits)
+            self.kernel.chains = apply_edits(table, self.kernel.chains, edits, self.family)
         except Rejected as error:
             raise Refused(step, str(error), retryable=False) from error
 
@@ -94,7 +118,43 @@ class FakeLinks:
     kernel: FakeKernel
 
     def read(self) -> LinksReading:
-        return LinksReading(dict(self.kernel.links), dict(self.kernel.addresses), dict(self.kernel.routes))
+        kernel = self.kernel
+        rules = frozenset(kernel.policy_rules)
+        links, addresses, routes = dict(kernel.links), dict(kernel.addresses), dict(kernel.routes)
+        return LinksReading(links, addresses, routes, rules, dict(kernel.sysctls))
+
+    def lookup(self, destination: str, within: str | None = None) -> Hop:
+        """By the longest prefix among the subnets of the addresses and the routes of the main table.
+
+        ``within`` a virtual router, or out of its port: among the subnets of its ports, and the routes of its table.
+        """
+        ip = ip_address(destination)
+        step = f"route get {destination}"
+        vrf = self._vrf_of(within) if within else None
+        found: list[tuple[int, Hop]] = []
+        for interface, address in self.kernel.addresses:
+            own = ip_interface(address)
+            if own.ip == ip:
+                raise Refused(step, "not an address of another host", retryable=True)
+            if ip in own.network and self.kernel.links[interface].master == vrf:
+                found.append((own.network.prefixlen, Hop(interface, str(own.ip), None)))
+        device = self.kernel.links[vrf].device if vrf else None
+        table = device.table if isinstance(device, Vrf) else MAIN_TABLE
+        for key, entry in self.kernel.routes.items():
+            if key.table == table and ip in ip_network(key.prefix):
+                own_ip = self._address_of(entry.interface, ip.version)
+                found.append((ip_network(key.prefix).prefixlen, Hop(entry.interface, own_ip, entry.via)))
+        if not found:
+            raise Refused(step, "Network is unreachable", retryable=True)
+        return max(found, key=lambda hop: hop[0])[1]
+
+    def _vrf_of(self, interface: str) -> str | None:
+        link = self.kernel.links[interface]
+        return interface if isinstance(link.device, Vrf) else link.master
+
+    def _address_of(self, interface: str, version: int) -> str | None:
+        own = (ip_interface(key.address).ip for key in self.kernel.addresses if key.interface == interface)
+        return next((str(ip) for ip in own if ip.version == version), None)
 
     def commit(self, steps: Sequence[LinkStep]) -> None:
         for step in steps:
@@ -109,15 +169,39 @@ class FakeLinks:
             case DeleteAddress(key):
                 self._delete_address(key)
             case ReplaceRoute(key, entry):
-                self._link(entry.interface, step)
+                if not self._link(entry.interface, step).up:
+                    raise Refused(str(step), "Network is down", retryable=True)
                 self._reachable(entry, step)
                 self.kernel.routes[key] = entry
             case DeleteRoute(key, _):
                 self.kernel.routes.pop(key, None)
-            case SetArp(interface, on):
-                self.kernel.links[interface] = replace(self._link(interface, step), arp=on)
-            case SetPromoteSecondaries(interface, on):
-                self.kernel.links[interface] = replace(self._link(interface, step), promote_secondaries=on)
+            case AddPolicyRule(rule):
+                priority = USUAL_PRIORITY if rule.priority is None else rule.priority
+                self.kernel.policy_rules.add(rule._replace(priority=priority))
+            case DeletePolicyRule(rule):
+                self.kernel.policy_rules = {other for other in self.kernel.policy_rules if not rule.matches(other)}
+            case AddDevice() | DeleteDevice() | SetMaster():
+                self._change_device(step)
+            case SetSysctl(name, value):
+                if name not in self.kernel.sysctls:
+                    raise Refused(str(step), "No such file or directory", retryable=False)
+                self.kernel.sysctls[name] = value
+            case SetArp(interface) | SetPromoteSecondaries(interface) | SetUp(interface):
+                self.kernel.links[interface] = switched(self._link(interface, step), step)
+                if step == SetUp(interface, False):
+                    routes = self.kernel.routes.items()
+                    self.kernel.routes = {key: entry for key, entry in routes if entry.interface != interface}
+
+    def _change_device(self, step: DeviceStep) -> None:
+        if isinstance(step, AddDevice) and type(step.device) in self.kernel.lacks:
+            raise Refused(str(step), f"this kernel has no {type(step.device).__name__} devices", retryable=False)
+        try:
+            self.kernel.links = apply_device_step(self.kernel.links, step)
+        except Rejected as error:
+            raise Refused(str(step), str(error), retryable=True) from error
+        # A port of a virtual router is switched off and on, and its routes go; those of a deleted device do too.
+        routes = self.kernel.routes.items()
+        self.kernel.routes = {key: entry for key, entry in routes if entry.interface != step.interface}
 
     def _link(self, name: str, step: LinkStep) -> LinkState:
         if name not in self.kernel.links:
@@ -159,6 +243,27 @@ class FakeNft:
             self.kernel.nft = apply_commands(self.kernel.nft, commands)
         except Rejected as error:
             raise Refused(step, str(error), retryable=False) from error
+
+
+@dataclass
+class FakeShaper:
+    """``Shaper`` over a FakeKernel."""
+
+    kernel: FakeKernel
+
+    def read(self) -> Objects:
+        return dict(self.kernel.tc)
+
+    def commit(self, steps: Sequence[TcStep]) -> None:
+        for step in steps:
+            self.kernel.step(tc_text(step))
+            devices = {*self.kernel.links, *(key.device for key in self.kernel.tc if isinstance(key, IfbKey))}
+            if step.key.device not in devices and not isinstance(step.key, IfbKey):
+                raise Refused(tc_text(step), "No such device", retryable=True)
+            try:
+                self.kernel.tc = apply_tc(self.kernel.tc, step)
+            except ValueError as error:
+                raise Refused(tc_text(step), str(error), retryable=False) from error
 
 
 @dataclass

@@ -7,13 +7,14 @@ refuses raises ``Refused`` and leaves that step undone.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rules.flows import Flow, FlowFilter
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
-from rules.state import AddressKey, LinkState, LinkStep, RouteEntry, RouteKey
+from rules.state import AddressKey, LinkState, LinkStep, PolicyRule, RouteEntry, RouteKey
+from rules.tc import Objects, TcStep
 
 
 class Refused(Exception):
@@ -51,11 +52,26 @@ class Firewall(Protocol):
 
 @dataclass(frozen=True)
 class LinksReading:
-    """Links by name, IPv4 addresses (True: ours), routes of the main table (IPv4 and IPv6, metric 0 only)."""
+    """Links by name, IPv4 addresses (True: ours), routes (metric 0 only), rules of the routing policy, settings.
+
+    Routes and rules are those of IPv4 and IPv6, of all tables but the local one. Settings go by their paths below
+    /proc/sys; one that the kernel does not have is not there.
+    """
 
     links: Mapping[str, LinkState]
     addresses: Mapping[AddressKey, bool]
     routes: Mapping[RouteKey, RouteEntry]
+    policy_rules: frozenset[PolicyRule] = frozenset()
+    sysctls: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Where packets to a destination go: out of which interface, from which own address, by which next hop."""
+
+    interface: str
+    source: str | None
+    via: str | None
 
 
 class Links(Protocol):
@@ -66,6 +82,26 @@ class Links(Protocol):
         ...
 
     def commit(self, steps: Sequence[LinkStep]) -> None:
+        """Apply the steps in order; raises Refused at the first one the kernel refuses (earlier ones stand)."""
+        ...
+
+
+class Lookup(Protocol):
+    """What the routing table says about one destination."""
+
+    def lookup(self, destination: str, within: str | None = None) -> Hop:
+        """Where a packet of our own goes (``within``: out of this device); raises Refused if nowhere."""
+        ...
+
+
+class Shaper(Protocol):
+    """Bandwidth limits: our trees of HTB classes and the filters that lead to them."""
+
+    def read(self) -> Objects:
+        """Every tree that is ours (or Kube-OVN's script's), the redirections to them and the ifb devices."""
+        ...
+
+    def commit(self, steps: Sequence[TcStep]) -> None:
         """Apply the steps in order; raises Refused at the first one the kernel refuses (earlier ones stand)."""
         ...
 

@@ -31,16 +31,19 @@ from gateway.status import (
 )
 from gateway.store import Store, Stored
 from gateway.transaction import Kernel
-from rules.adopt import adopt
+from rules.advice import warnings
+from rules.appliance import OtherAppliance, Spec, adopt, is_stale, only, suspects
 from rules.desired import Facts
 from rules.edit import Conflict, NotInitialized
-from rules.flows import FlowFilter, is_stale, suspects
+from rules.flows import FlowFilter
+from rules.loadbalancer import LoadBalancerSpec
 from rules.spec import GatewaySpec, Interfaces
 from rules.state import Actual, AddressKey, Plan
 
 log = logging.getLogger(__name__)
 
 Edit = Callable[[GatewaySpec | None], GatewaySpec]
+BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
 
 RETRY_SECONDS = 1.0
 
@@ -61,7 +64,7 @@ class Announcing(Protocol):
 class Outcome:
     """What one change did: the spec that stands now, the steps taken, and what followed."""
 
-    spec: GatewaySpec
+    spec: Spec
     plan: Plan
     flows_deleted: int = 0
     announced: tuple[str, ...] = ()
@@ -72,7 +75,7 @@ class Outcome:
 class _Job:
     """One queued change."""
 
-    edit: Edit
+    edit: Callable[[Spec | None], Spec]
     by: str
     dry_run: bool
     announce: tuple[str, ...]
@@ -106,14 +109,14 @@ class Service:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._look_queued = threading.Event()
-        self._spec: GatewaySpec | None = None
+        self._spec: Spec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
         self._counts = TransactionCounts()
         self._generation = 0
         self._unapplied = False  # the kernel is not known to equal the spec
         self._unsaved = False
-        self._unflushed: list[GatewaySpec] = []
+        self._unflushed: list[Spec] = []
 
     # --- any thread ---------------------------------------------------------------------------------------
 
@@ -124,8 +127,13 @@ class Service:
 
     @property
     def spec(self) -> GatewaySpec | None:
-        """The last committed spec; None before ``init``."""
-        return self._spec
+        """The last committed spec; None before ``init``, and in a pod that is a load balancer."""
+        return self._spec if isinstance(self._spec, GatewaySpec) else None
+
+    @property
+    def load_balancer(self) -> LoadBalancerSpec | None:
+        """The last committed spec of a pod that is a load balancer; else None."""
+        return self._spec if isinstance(self._spec, LoadBalancerSpec) else None
 
     @property
     def facts(self) -> Facts:
@@ -170,9 +178,18 @@ class Service:
         """Queue one change: ``edit`` takes the spec that stands then and returns the wanted one.
 
         ``by`` is who asked, for the log. ``announce`` names EIPs to announce once more even if nothing
-        changes. The future raises what ``edit`` raised (Conflict, NotInitialized), or Refused, in which case
-        kernel and spec are as before.
+        changes. The future raises what ``edit`` raised (Conflict, NotInitialized), OtherAppliance in a pod that is a
+        load balancer, or Refused; kernel and spec are then as before.
         """
+        return self._queue(only(GatewaySpec, edit), by, dry_run, announce)
+
+    def balance(self, edit: BalancerEdit, *, by: str, announce: Collection[str] = ()) -> Future[Outcome]:
+        """Queue one change of a pod that is (or with it becomes) a load balancer; else as ``change``."""
+        return self._queue(only(LoadBalancerSpec, edit), by, False, announce)
+
+    def _queue(
+        self, edit: Callable[[Spec | None], Spec], by: str, dry_run: bool, announce: Collection[str]
+    ) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         if self._closed:
             future.set_exception(Refused("change", "the daemon is ending", retryable=True))
@@ -183,12 +200,14 @@ class Service:
     def status(self) -> Status:
         """One look at the gateway, without touching the kernel."""
         spec = self._spec
-        interfaces = (spec.interfaces if spec else self._interfaces) or Interfaces()
+        initialized = spec is not None and spec.initialized
+        interfaces = (spec.interfaces if spec and initialized else self._interfaces) or Interfaces()
         external = self._actual.links.get(interfaces.external)
         pending = self._pending()
         return Status(
             ready=not pending,
-            initialized=spec is not None,
+            initialized=initialized,
+            appliance="lb-svc" if isinstance(spec, LoadBalancerSpec) else "nat-gateway",
             version=self._version,
             variant=self.variant,
             interfaces=interfaces,
@@ -206,6 +225,7 @@ class Service:
             ],
             last_error=self._error,
             pending=pending,
+            warnings=warnings(spec) if isinstance(spec, GatewaySpec) else [],
             generation=self._generation,
             transactions=self._counts,
             uptime_seconds=self._clock.monotonic() - self._started,
@@ -265,16 +285,14 @@ class Service:
             log.info("%s: %d steps, %d flows ended, %.1f ms", job.by, len(plan.steps), flows, seconds * 1000)
         return Outcome(new, plan, flows, announced, seconds)
 
-    def _committed(
-        self, old: GatewaySpec | None, new: GatewaySpec, plan: Plan, asked: tuple[str, ...]
-    ) -> tuple[str, ...]:
+    def _committed(self, old: Spec | None, new: Spec, plan: Plan, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Book a change that stands in the kernel: spec, announcements, disk."""
         self._unapplied = False
         if plan or new != old:
             self._generation += 1
         if new != old:
             self._spec = new
-            self._unflushed.append(old or GatewaySpec())
+            self._unflushed.append(old or type(new)())
             self._unsaved = True
         if plan or not self._actual.links:
             self._look()
@@ -286,7 +304,7 @@ class Service:
         links = self._kernel.links.read()
         self._actual = Actual(links=links.links, addresses=links.addresses, routes=links.routes)
 
-    def _announce(self, old: GatewaySpec | None, asked: tuple[str, ...]) -> tuple[str, ...]:
+    def _announce(self, old: Spec | None, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Announce what is new on the external interface, and what was asked for; forget what is gone."""
         if self._spec is None:
             return ()
@@ -365,7 +383,8 @@ class Service:
         if spec is None:
             return None
         log.info("no stored spec: %d EIPs and their rules are adopted from the kernel", len(spec.eips))
-        eips = {AddressKey(spec.interfaces.external, eip.address) for eip in spec.eips}
+        # What the CNI gave a load balancer's pod stays the CNI's: there is no verb that takes it away.
+        eips = {AddressKey(spec.interfaces.external, e.address) for e in spec.eips if isinstance(spec, GatewaySpec)}
         return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))
 
     def _restore(self) -> Outcome:
@@ -396,7 +415,7 @@ class Service:
             self._failed("retry", error)
 
     def _failed(self, by: str, error: BaseException) -> None:
-        if isinstance(error, Conflict | NotInitialized):
+        if isinstance(error, Conflict | NotInitialized | OtherAppliance):
             return  # the asker's own doing
         retryable = not isinstance(error, Refused) or error.retryable
         if isinstance(error, transaction.NotReverted):

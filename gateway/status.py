@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+from pydantic import Field
+
 from gateway.arp.conflict import Conflict
-from rules.spec import GatewaySpec, Interfaces, Part
+from rules.appliance import Spec
+from rules.spec import Interfaces, Part
 from rules.state import LinkState
 
 
@@ -39,11 +42,12 @@ class Counts(Part):
     snats: int = 0
     routes: int = 0
     shared_dnats: int = 0
+    qos: int = 0
 
     @classmethod
-    def of(cls, spec: GatewaySpec | None) -> Self:
-        """Counted in ``spec``; all zero where there is none."""
-        return cls() if spec is None else cls(**{kind: len(getattr(spec, kind)) for kind in cls.model_fields})
+    def of(cls, spec: Spec | None) -> Self:
+        """Counted in ``spec``; all zero where there is none. Not every spec has every kind."""
+        return cls(**{kind: len(getattr(spec, kind, ())) for kind in cls.model_fields})
 
 
 class ConflictStatus(Part):
@@ -93,11 +97,14 @@ class TransactionCounts(Part):
 class Status(Part):
     """One look at the gateway. ``ready``: the kernel equals the spec and nothing is left to be done.
 
-    ``pending`` names work that follows an answered transaction and has not succeeded yet; it is retried.
+    ``appliance``: what the pod is; a NAT gateway also before it is initialized. ``pending`` names work that follows
+    an answered transaction and has not succeeded yet; it is retried. ``warnings`` are for people: what is legal and
+    yet probably not what was meant.
     """
 
     ready: bool
     initialized: bool
+    appliance: Literal["nat-gateway", "lb-svc"] = "nat-gateway"
     version: str
     variant: str
     interfaces: Interfaces
@@ -107,6 +114,7 @@ class Status(Part):
     conflicts: list[ConflictStatus]
     last_error: ErrorStatus | None
     pending: list[str]
+    warnings: list[str] = Field(default_factory=list)
     generation: int
     transactions: TransactionCounts
     uptime_seconds: float

@@ -12,47 +12,56 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rules.appliance import NAMES, Spec
+from rules.loadbalancer import LoadBalancerSpec
 from rules.spec import GatewaySpec
 from rules.state import AddressKey
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+FILES: dict[type[Spec], str] = {GatewaySpec: "spec.json", LoadBalancerSpec: "lb-svc.json"}
 
 
 @dataclass(frozen=True)
 class Stored:
     """What outlives the daemon: the spec, and the unmarked addresses that go with their EIPs (``Facts.claimed``)."""
 
-    spec: GatewaySpec
+    spec: Spec
     claimed: frozenset[AddressKey] = frozenset()
 
 
 class Store:
-    """One file, ``spec.json``, in the state directory; the generation before it stays as ``spec.json.1``."""
+    """One file in the state directory: ``spec.json``, or ``lb-svc.json`` in a pod that is a load balancer.
+
+    The generation before it stays beside it, with ``.1`` after its name.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self.path = directory / "spec.json"
-        self._previous = directory / "spec.json.1"
+        self._directory = directory
 
     def load(self) -> Stored | None:
         """What was stored, or None where there is nothing.
 
-        A file that does not check out is set aside as ``spec.json.corrupt`` and reported; the caller then
+        A file that does not check out is set aside with ``.corrupt`` after its name and reported; the caller then
         recovers the spec from the kernel.
         """
+        found = (self._read(kind, self._directory / name) for kind, name in FILES.items())
+        return next((stored for stored in found if stored), None)
+
+    def _read(self, kind: type[Spec], path: Path) -> Stored | None:
         try:
-            return self._parse(self.path.read_bytes())
+            return self._parse(kind, path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            aside = self.path.with_suffix(".json.corrupt")
+            aside = path.with_suffix(".json.corrupt")
             log.error("the stored spec is unusable (%s); it is set aside as %s", error, aside)
             with contextlib.suppress(OSError):
-                self.path.replace(aside)
+                path.replace(aside)
             return None
 
-    def _parse(self, data: bytes) -> Stored:
+    def _parse(self, kind: type[Spec], data: bytes) -> Stored:
         document = json.loads(data)
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']} is not {FORMAT}")
@@ -60,9 +69,9 @@ class Store:
         if hashlib.sha256(body.encode()).hexdigest() != document["sha256"]:
             raise ValueError("its checksum does not match")
         try:
-            spec = GatewaySpec.model_validate_json(body)
+            spec = kind.model_validate_json(body)
         except ValidationError as error:
-            raise ValueError(f"it does not describe a gateway: {error}") from error
+            raise ValueError(f"it does not describe {NAMES[kind]}: {error}") from error
         return Stored(spec, frozenset(AddressKey(interface, address) for interface, address in document["claimed"]))
 
     def save(self, stored: Stored) -> None:
@@ -70,23 +79,26 @@ class Store:
         body = stored.spec.model_dump_json()
         digest = hashlib.sha256(body.encode()).hexdigest()
         document = {"format": FORMAT, "sha256": digest, "spec": body, "claimed": sorted(stored.claimed)}
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(".json.new")
+        path = self._directory / FILES[type(stored.spec)]
+        previous = path.with_suffix(".json.1")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = path.with_suffix(".json.new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(json.dumps(document).encode())
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileNotFoundError):
-            self._previous.unlink()
+            previous.unlink()
         with contextlib.suppress(FileNotFoundError):
-            os.link(self.path, self._previous)
-        fresh.replace(self.path)
-        _fsync_directory(self.path.parent)
+            os.link(path, previous)
+        fresh.replace(path)
+        _fsync_directory(path.parent)
 
     def forget(self) -> None:
         """Remove the stored spec, so that no outdated one can come back; raises OSError."""
-        self.path.unlink(missing_ok=True)
+        for name in FILES.values():
+            (self._directory / name).unlink(missing_ok=True)
 
 
 def _fsync_directory(directory: Path) -> None:

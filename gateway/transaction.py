@@ -7,14 +7,22 @@ half-applied batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from gateway.ports import Firewall, Flows, Links, Nft, Refused
-from rules.delta import delta, touched_tables, touches_links, touches_nft, undo
-from rules.desired import Facts, desired
-from rules.ruleset import Ruleset
+from gateway.ports import Firewall, Flows, Links, LinksReading, Nft, Refused, Shaper
+from rules.appliance import Spec, desired
+from rules.delta import delta, touched_tables, touches_links, touches_nft, touches_tc, undo
+from rules.desired import Facts
+from rules.nft import NftTable
+from rules.qos import Unshapeable, interfaces_of
+from rules.ruleset import FAMILIES, Family, Ruleset
 from rules.spec import GatewaySpec
 from rules.state import Actual, EditNft, EditTable, LinkStep, Plan
+from rules.tc import TcStep
+
+D = TypeVar("D")
 
 TABLES = ("mangle", "nat")
 # One pass does it; a second one mends what the kernel itself changed on the way (routes that went with an address).
@@ -43,46 +51,79 @@ class Kernel:
     firewall: Firewall
     links: Links
     flows: Flows
-    nft: Nft
+    nft: Nft | None = None
+    """The table of share-type DNAT; this and what follows: where they matter."""
+    shaper: Shaper | None = None
+    firewall6: Firewall | None = None
+    """The same tables for IPv6."""
+    tables: tuple[str, ...] = TABLES
 
 
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
-    links = kernel.links.read()
-    return Actual(kernel.firewall.read(TABLES), links.links, links.addresses, links.routes, kernel.nft.read())
+    chains = kernel.firewall.read(kernel.tables).chains
+    if kernel.firewall6:
+        chains = {**chains, **kernel.firewall6.read(kernel.tables).chains}
+    nft = kernel.nft.read() if kernel.nft else NftTable()
+    tc = kernel.shaper.read() if kernel.shaper else {}
+    return _with_links(Actual(Ruleset(chains), nft=nft, tc=tc), kernel.links.read())
 
 
-def plan(spec: GatewaySpec, facts: Facts, actual: Actual) -> Plan:
+def _with_links(actual: Actual, read: LinksReading) -> Actual:
+    return replace(
+        actual,
+        links=read.links,
+        addresses=read.addresses,
+        routes=read.routes,
+        policy_rules=read.policy_rules,
+        sysctls=read.sysctls,
+    )
+
+
+def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
-    for name in (spec.interfaces.vpc, spec.interfaces.external):
+    sides = (spec.interfaces.vpc, spec.interfaces.external) if spec.initialized else ()
+    shaped = interfaces_of(spec) if isinstance(spec, GatewaySpec) else ()
+    for name in (*sides, *sorted(shaped)):
         if name not in actual.links:
             raise Refused(f"interface {name}", "no such interface", retryable=True)
-    return delta(desired(spec, facts, actual), actual)
+    try:
+        return delta(desired(spec, facts, actual), actual)
+    except Unshapeable as error:
+        raise Refused("bandwidth limits", str(error), retryable=False) from error
 
 
-def apply(kernel: Kernel, spec: GatewaySpec, facts: Facts) -> Plan:
+def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Plan:
     """Make the kernel equal ``spec``; returns what was done (empty if nothing was to do).
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
+    return converge(kernel, lambda actual: plan(spec, facts, actual))
+
+
+def converge(kernel: Kernel, planned: Callable[[Actual], Plan]) -> Plan:
+    """Carry out what ``planned`` says of the kernel's state until it says nothing; returns what was done.
+
+    Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
+    """
     before = read(kernel)
-    done = plan(spec, facts, before)
+    done = planned(before)
     try:
-        _converge(kernel, spec, facts, before, done)
+        _converge(kernel, planned, before, done)
     except Exception as error:
         _revert(kernel, done, before, error)
         raise
     return done
 
 
-def _converge(kernel: Kernel, spec: GatewaySpec, facts: Facts, before: Actual, first: Plan) -> None:
+def _converge(kernel: Kernel, planned: Callable[[Actual], Plan], before: Actual, first: Plan) -> None:
     left, actual = first, before
     for _ in range(PASSES):
         if not left:
             return
         _commit(kernel, left)
         actual = _reread(kernel, left, actual)
-        left = plan(spec, facts, actual)
+        left = planned(actual)
     if left:
         raise Unverified(left)
 
@@ -103,18 +144,35 @@ def _revert(kernel: Kernel, done: Plan, before: Actual, cause: Exception) -> Non
 
 
 def _commit(kernel: Kernel, todo: Plan) -> None:
-    """Carry the steps out in order; neighbouring link steps go as one batch."""
+    """Carry the steps out in order; neighbouring steps of one port go as one batch."""
     batch: list[LinkStep] = []
+    limits: list[TcStep] = []
     for step in todo.steps:
+        if not isinstance(step, LinkStep):
+            _flush(kernel, batch)
+        if not isinstance(step, TcStep):
+            _shape(kernel, limits)
         if isinstance(step, EditTable):
-            _flush(kernel, batch)
-            kernel.firewall.edit(step.table, step.edits)
+            _firewall(kernel, step.family).edit(step.table, step.edits)
         elif isinstance(step, EditNft):
-            _flush(kernel, batch)
-            kernel.nft.commit(step.commands)
+            _driver(kernel.nft, step).commit(step.commands)
+        elif isinstance(step, TcStep):
+            limits.append(step)
         else:
             batch.append(step)
     _flush(kernel, batch)
+    _shape(kernel, limits)
+
+
+def _firewall(kernel: Kernel, family: Family) -> Firewall:
+    return _driver(kernel.firewall if family == 4 else kernel.firewall6, "an IPv6 table")
+
+
+def _driver(port: D | None, what: object) -> D:
+    """The driver of a port; a plan that needs one which is not there is refused."""
+    if port is None:
+        raise Refused(str(what), "there is no driver for it", retryable=False)
+    return port
 
 
 def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
@@ -123,14 +181,22 @@ def _flush(kernel: Kernel, batch: list[LinkStep]) -> None:
         batch.clear()
 
 
+def _shape(kernel: Kernel, steps: list[TcStep]) -> None:
+    if steps:
+        _driver(kernel.shaper, steps[0]).commit(tuple(steps))
+        steps.clear()
+
+
 def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
     """The reading with what the plan touched read anew."""
-    ruleset = actual.ruleset
-    if tables := touched_tables(touched):
-        kept = {ref: rules for ref, rules in ruleset.chains.items() if ref.table not in tables}
-        ruleset = Ruleset({**kept, **kernel.firewall.read(tables).chains})
-    nft = kernel.nft.read() if touches_nft(touched) else actual.nft
+    chains = dict(actual.ruleset.chains)
+    for family in FAMILIES:
+        if tables := touched_tables(touched, family):
+            kept = {ref: rules for ref, rules in chains.items() if ref.family != family or ref.table not in tables}
+            chains = {**kept, **_firewall(kernel, family).read(tables).chains}
+    nft = kernel.nft.read() if kernel.nft and touches_nft(touched) else actual.nft
+    tc = kernel.shaper.read() if kernel.shaper and touches_tc(touched) else actual.tc
+    read = replace(actual, ruleset=Ruleset(chains), nft=nft, tc=tc)
     if not touches_links(touched):
-        return replace(actual, ruleset=ruleset, nft=nft)
-    links = kernel.links.read()
-    return replace(actual, ruleset=ruleset, nft=nft, links=links.links, addresses=links.addresses, routes=links.routes)
+        return read
+    return _with_links(read, kernel.links.read())

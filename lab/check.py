@@ -7,10 +7,12 @@ the subnet's gateway, an EIP outside its external subnet, two owners of one addr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from ipaddress import IPv4Address
 from itertools import combinations
 
+from lab import egress
 from lab.ipam import Pool
 from lab.kinds import (
     DEFAULT_VPC,
@@ -23,16 +25,26 @@ from lab.kinds import (
     VpcNatGateway,
 )
 from lab.manifests import Manifests
+from lab.networks import NETWORKS, attachments, routes
 from lab.routing import parse_match
 
 _CONFIG = "ovn-vpc-nat-gw-config"
+
+
+class Refused(Exception):
+    """The manifests cannot be built. ``reasons`` has one sentence for each thing that is wrong."""
+
+    def __init__(self, reasons: Iterable[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("\n".join(self.reasons))
 
 
 def refusals(m: Manifests) -> list[str]:
     """Every reason not to build what the manifests describe (besides those found while reading them)."""
     checks = (
         _switched_off, _references, _subnets, _overlaps, _gateways, _external_networks, _routes,
-        _eips, _lan_addresses, _external_addresses, _rules, _rule_conflicts,
+        _eips, _lan_addresses, _external_addresses, _rules, _rule_conflicts, _attachments,
+        egress.refusals,
     )  # fmt: skip
     return list(dict.fromkeys(sentence for check in checks for sentence in check(m)))
 
@@ -42,8 +54,16 @@ def nad_of(m: Manifests, subnet: Subnet) -> str:
     return subnet.nad or f"kube-system/{subnet.name}"
 
 
+def subnet_of_nad(m: Manifests, nad: str) -> Subnet | None:
+    """The OVN Subnet behind a NetworkAttachmentDefinition."""
+    return next((s for s in m.subnets.values() if not s.external and s.nad == nad), None)
+
+
 def pod_home(m: Manifests, pod: Pod) -> Subnet | None:
-    """The Subnet a pod gets its address from: annotation, the namespace's Subnet, the default Subnet of its VPC."""
+    """The Subnet a pod gets its address from: annotation, the namespace's Subnet, the default Subnet of its VPC.
+
+    Without any of these another CNI serves the pod's eth0; its first network of Kube-OVN's is then its home here.
+    """
     if pod.logical_switch:
         return m.subnets.get(pod.logical_switch)
     for subnet in m.subnets.values():
@@ -52,6 +72,9 @@ def pod_home(m: Manifests, pod: Pod) -> Subnet | None:
     for vpc in m.vpcs.values():
         if pod.meta.namespace in vpc.namespaces and vpc.default_subnet:
             return m.subnets.get(vpc.default_subnet)
+    with suppress(ValueError):  # which _attachments tells
+        networks = attachments(pod.meta.annotations, pod.meta.namespace)
+        return next(filter(None, (subnet_of_nad(m, network.nad) for network in networks)), None)
     return None
 
 
@@ -291,3 +314,32 @@ def _rule_conflicts(m: Manifests) -> Iterator[str]:
                 f"port {dnat.external_port}/{dnat.protocol.lower()} of EIP {dnat.eip}, "
                 f"for {known.internal_ip}:{known.internal_port} and {dnat.internal_ip}:{dnat.internal_port}."
             )
+
+
+def _attachments(m: Manifests) -> Iterator[str]:
+    """Annotations that ask for further interfaces, of pods and gateways."""
+    for thing in (*m.pods.values(), *m.gateways.values()):
+        annotations = thing.meta.annotations
+        try:
+            wanted = attachments(annotations, thing.meta.namespace or "default")
+        except ValueError as error:
+            yield f"{thing.title}: annotation {NETWORKS}: {error}."
+            continue
+        for attachment in wanted:
+            if attachment.nad not in m.nads and ("NetworkAttachmentDefinition", attachment.nad) not in m.broken:
+                where = f"{thing.title}: annotation {NETWORKS}"
+                yield f"{where} names NAD {attachment.nad}, which these manifests do not define."
+            subnet = subnet_of_nad(m, attachment.nad)
+            if subnet is not None:
+                yield from _attachment_routes(thing.title, annotations, subnet)
+
+
+def _attachment_routes(title: str, annotations: Mapping[str, str], subnet: Subnet) -> Iterator[str]:
+    try:
+        wanted = routes(annotations, subnet.provider)
+    except ValueError as error:
+        yield f"{title}: annotation {subnet.provider}.kubernetes.io/routes: {error}."
+        return
+    for route in wanted:
+        if route.via not in subnet.cidr:
+            yield f"{title}: next hop {route.via} of route {route.cidr} is not on subnet {subnet.name} ({subnet.cidr})."

@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from lab import lifecycle
+from lab.check import Refused
 from lab.controller import Call, ExecFailed, Outcome, Pod
 from lab.manifests import read
-from lab.plan import Refused, plan
+from lab.plan import plan
 from lab.probes import Result
 from lab.record import Book, LabError
 from lab.world import World
@@ -166,7 +167,7 @@ def _netns_of(world: World, error: ExecFailed) -> str:
 
 def _print_world(world: World, dry_run: bool) -> None:
     table = Table(title=f"lab {world.lab}" + (" (not built)" if dry_run else ""))
-    for heading in ("gateway", "VPC", "eth0", "net1", "EIPs", "rules"):
+    for heading in ("gateway", "VPC", "inside", "outside", "EIPs", "rules"):
         table.add_column(heading, overflow="fold")
     for gw in world.gateways:
         eips = "\n".join(f"{eip.name} {eip.address.ip}" for eip in gw.eips)
@@ -178,8 +179,17 @@ def _print_world(world: World, dry_run: bool) -> None:
             backends = ", ".join(f"{address}:{port}" for address, port in s.backends)
             rules.append(f"{s.name}: {s.eip}:{s.external_port}/{s.protocol} -> {backends}")
         rules += [f"{s.name}: {s.cidr} -> {s.eip}" for s in gw.snats]
-        net1 = str(gw.external or "none of its own")
-        table.add_row(*map(escape, (gw.name, gw.vpc, str(gw.lan), net1, eips, "\n".join(rules))))
+        inside = f"{gw.vpc_interface} {gw.lan}"
+        outside = f"{gw.external_interface} {gw.external or 'without address of its own'}"
+        table.add_row(*map(escape, (gw.name, gw.vpc, inside, outside, eips, "\n".join(rules))))
+    for egress in world.egresses:
+        who = [f"{source.cidr}: {'SNAT' if source.snat else 'no SNAT'}" for source in egress.sources]
+        watched = f"BFD with {egress.bfd.peer}" if egress.bfd else "not watched by BFD"
+        for replica in egress.replicas:
+            sides = (str(replica.internal), str(replica.external))
+            table.add_row(
+                *map(escape, (f"{egress.name} {replica.name}", egress.vpc, *sides, "", "\n".join([*who, watched])))
+            )
     _out.print(table)
     hosts = ", ".join(f"{host.label} {host.ip} ({host.netns})" for host in (*world.hosts, world.internet))
     _out.print(f"hosts: {escape(hosts)}", soft_wrap=True)

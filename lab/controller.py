@@ -60,7 +60,9 @@ class ExecFailed(Exception):
 
 def creation_calls(gw: GatewayPlan) -> list[Call]:
     """What a new gateway gets before it is ready."""
-    calls = [Call("init")]
+    # Where Kube-OVN is not the primary CNI, the controller looks the interfaces' names up and tells them.
+    named = (f"{gw.vpc_interface},{gw.external_interface}",) if gw.management is not None else ()
+    calls = [Call("init", named)]
     if gw.vpc_cidrs:
         calls.append(Call("subnet-route-add", tuple(f"{cidr},{gw.lan_gateway}" for cidr in gw.vpc_cidrs)))
     return calls

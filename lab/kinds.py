@@ -94,7 +94,11 @@ namespace selector tolerations affinity qosPolicy bgpSpeaker bfd internalSubnets
 """
 _OTHER_KINDS = """
 BgpConf DNSNameResolver EvpnConf IP IPPool OvnDnatRule OvnEip OvnFip OvnSnatRule ProviderNetwork QoSPolicy
-SecurityGroup RouterLBRule SwitchLBRule Vip Vlan VpcDns VpcEgressGateway
+SecurityGroup RouterLBRule SwitchLBRule Vip Vlan VpcDns
+"""
+_EGRESS_CLUSTER = """
+bgpConf evpnConf image internalIPPool externalIPPool selectors trafficPolicy podAntiAffinity nodeSelector tolerations
+resources bandwidth observability
 """
 
 
@@ -146,10 +150,17 @@ class PolicyRoute(Part):
     next_hop: OptionalAddress = Field(None, alias="nextHopIP")
 
 
+class BfdPort(Part):
+    """The port of a VPC's router that speaks BFD with its egress gateways."""
+
+    cluster_fields = frozenset({"nodeSelector"})
+    enabled: bool = False
+    ip: Annotated[IPv4Address | None, BeforeValidator(_ipv4_half)] = None
+
+
 class Vpc(Kind):
-    cluster_fields = frozenset(
-        {"vpcPeerings", "enableExternal", "extraExternalSubnets", "enableBfd", "bfdPort", "dynamicRouting"}
-    )
+    cluster_fields = frozenset({"vpcPeerings", "enableExternal", "extraExternalSubnets", "enableBfd", "dynamicRouting"})
+    bfd_port: BfdPort = Field(BfdPort(), alias="bfdPort")
     namespaces: tuple[str, ...] = ()
     default_subnet: str = Field("", alias="defaultSubnet")
     static_routes: tuple[StaticRoute, ...] = Field((), alias="staticRoutes")
@@ -249,6 +260,42 @@ class IptablesSnatRule(EipRule):
     internal_cidr: Network = Field(alias="internalCIDR")
 
 
+class EgressBfd(Part):
+    enabled: bool = False
+    min_rx: int = Field(1000, alias="minRX", ge=1, le=3600000)
+    min_tx: int = Field(1000, alias="minTX", ge=1, le=3600000)
+    multiplier: int = Field(3, ge=1, le=3600000)
+
+
+class EgressPolicy(Part):
+    """Tenants that leave through the gateway; without ``snat`` under their own addresses."""
+
+    snat: bool = False
+    ip_blocks: Annotated[tuple[Network, ...], BeforeValidator(_ranges)] = Field((), alias="ipBlocks")
+    subnets: tuple[str, ...] = ()
+
+
+def _ipv4_halves(value: Any) -> Any:
+    """Addresses, of which a dual-stack one is ``<v4>,<v6>``; IPv6 alone is left out."""
+    items = value if isinstance(value, list) else []
+    halves = [next((part for part in str(item).split(",") if ":" not in part), "") for item in items]
+    return [half.strip() for half in halves if half] if isinstance(value, list) else value
+
+
+class VpcEgressGateway(Kind):
+    namespaced = True
+    cluster_fields = frozenset(_EGRESS_CLUSTER.split())
+    vpc: str = ""
+    replicas: int = Field(1, ge=0, le=10)
+    prefix: str = ""
+    internal_subnet: str = Field("", alias="internalSubnet")
+    external_subnet: str = Field(alias="externalSubnet", min_length=1)
+    internal_ips: Annotated[tuple[Address, ...], BeforeValidator(_ipv4_halves)] = Field((), alias="internalIPs")
+    external_ips: Annotated[tuple[Address, ...], BeforeValidator(_ipv4_halves)] = Field((), alias="externalIPs")
+    bfd: EgressBfd = EgressBfd()
+    policies: tuple[EgressPolicy, ...] = ()
+
+
 class CniConfig(BaseModel):
     """What the lab reads of a CNI configuration; CNI plugins define the rest."""
 
@@ -301,7 +348,7 @@ SIMULATED: dict[str, type[Kind]] = {
     kind.__name__: kind
     for kind in (
         Vpc, Subnet, VpcNatGateway, IptablesEIP, IptablesFIPRule, IptablesDnatRule, IptablesSnatRule,
-        NetworkAttachmentDefinition, ConfigMap, Pod,
+        NetworkAttachmentDefinition, ConfigMap, Pod, VpcEgressGateway,
     )
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lab import netns
+from lab import egressrun, netns
 from lab.controller import SCRIPT, Call, ExecFailed, Outcome, Pod, creation_calls, drive, drive_snats, object_calls
 from lab.probes import Probe, Result, before_first_eip, judge, probes
 from lab.record import Book, LabError, Record
@@ -59,6 +59,7 @@ def up(
             for pod in pods:
                 drive(pod, object_calls(pod.gateway), told)
                 drive_snats(pod, told)
+            egressrun.start(world, book)
         except ExecFailed:
             raise
         except BaseException:
@@ -114,15 +115,18 @@ def _observe(world: World) -> tuple[Result, ...]:
 def _without_address(gw: GatewayPlan) -> Result:
     addresses = _addresses(gw)
     return Result(
-        what=f"{gw.name}: noDefaultEIP", source=gw.name, target="addresses of net1", expected="none",
-        seen=", ".join(addresses) or "none", ok=not addresses, during="up",
+        what=f"{gw.name}: noDefaultEIP", source=gw.name, target=f"addresses of {gw.external_interface}",
+        expected="none", seen=", ".join(addresses) or "none", ok=not addresses, during="up",
     )  # fmt: skip
 
 
 def _addresses(gw: GatewayPlan) -> list[str]:
-    """The IPv4 addresses on net1."""
+    """The IPv4 addresses on the external interface."""
     done = subprocess.run(
-        ["ip", "-n", gw.netns, "-j", "-4", "addr", "show", "dev", "net1"], capture_output=True, text=True, check=True
+        ["ip", "-n", gw.netns, "-j", "-4", "addr", "show", "dev", gw.external_interface],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     links: list[dict[str, Any]] = json.loads(done.stdout or "[]")
     return [f"{info['local']}/{info['prefixlen']}" for link in links for info in link.get("addr_info", [])]
@@ -152,8 +156,12 @@ def _ask(name: str, tried: Iterable[Probe]) -> list[dict[str, str]]:
         }
         for probe in tried
     ]
+    return _peer(name, tasks)
+
+
+def _peer(name: str, tasks: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     argv = netns.inside(name, [sys.executable, "-I", "-S", str(PEER), "ask"])
-    done = subprocess.run(argv, input=json.dumps(tasks), capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, input=json.dumps(list(tasks)), capture_output=True, text=True, check=False)
     if done.returncode:
         raise LabError(f"The client in {name} failed: {' '.join(done.stderr.split())}")
     replies: list[dict[str, str]] = json.loads(done.stdout)
@@ -164,11 +172,16 @@ def try_out(book: Book) -> list[Result]:
     """Real traffic through a standing lab, after what was observed while it was built."""
     netns.require(_PROGRAMS)
     record = _standing(book)
-    return [*record.observations, *_bare_gateways(record.world), *run_probes(probes(record.world))]
+    world = record.world
+    results = [*record.observations, *_bare_gateways(world), *run_probes(probes(world))]
+    if world.egresses:
+        with book.locked():  # it stops and starts processes of the lab
+            results += egressrun.try_out(world, book, _peer)
+    return results
 
 
 def _bare_gateways(world: World) -> list[Result]:
-    """With noDefaultEIP net1 carries the EIPs and nothing else."""
+    """With noDefaultEIP the external interface carries the EIPs and nothing else."""
     results = []
     for gw in world.gateways:
         if gw.external is None:
@@ -177,7 +190,7 @@ def _bare_gateways(world: World) -> list[Result]:
                 Result(
                     what=f"{gw.name}: noDefaultEIP",
                     source=gw.name,
-                    target="addresses of net1",
+                    target=f"addresses of {gw.external_interface}",
                     expected=", ".join(expected) or "none",
                     seen=", ".join(seen) or "none",
                     ok=expected == seen,
@@ -213,7 +226,20 @@ def status(book: Book) -> tuple[Record, list[Part]]:
     for pid, name in netns.processes(world.namespaces()).items():
         running[name].append(f"{pid} {netns.command_of(pid)}")
     rows = [("gateway", gw.name, gw.netns, _gateway_addresses(gw)) for gw in world.gateways]
-    rows += [("host", host.label, host.netns, str(host.address)) for host in (*world.hosts, world.internet)]
+    rows += [
+        ("host", host.label, host.netns, "; ".join(map(str, (host.address, *(nic.address for nic in host.nics)))))
+        for host in (*world.hosts, world.internet)
+    ]
+    rows += [
+        (
+            "egress gateway",
+            f"{plan.name} {replica.name}",
+            replica.netns,
+            f"eth0 {replica.internal}; net1 {replica.external}",
+        )
+        for plan in world.egresses
+        for replica in plan.replicas
+    ]
     rows += [("VPC router", v.name, v.netns, " ".join(str(lan.gateway) for lan in v.lans)) for v in world.vpcs]
     outside = " ".join(str(address) for segment in world.segments for address in segment.gateways)
     rows += [
@@ -226,7 +252,9 @@ def status(book: Book) -> tuple[Record, list[Part]]:
 
 
 def _gateway_addresses(gw: GatewayPlan) -> str:
-    own = [f"eth0 {gw.lan}", f"net1 {gw.external}" if gw.external else "net1 without address of its own"]
+    outside = gw.external_interface
+    own = [f"{gw.management.interface} {gw.management.address}"] if gw.management else []
+    own += [f"{gw.vpc_interface} {gw.lan}", f"{outside} {gw.external or 'without address of its own'}"]
     return "; ".join([*own, *(f"{eip.name} {eip.address.ip}" for eip in gw.eips)])
 
 

@@ -38,6 +38,7 @@ class Manifests:
     nads: dict[str, kinds.NetworkAttachmentDefinition] = field(default_factory=dict)
     config_maps: dict[str, kinds.ConfigMap] = field(default_factory=dict)
     pods: dict[str, kinds.Pod] = field(default_factory=dict)
+    egress_gateways: dict[str, kinds.VpcEgressGateway] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     broken: set[tuple[str, str]] = field(default_factory=set)
@@ -58,7 +59,7 @@ class Manifests:
             kinds.Vpc: self.vpcs, kinds.Subnet: self.subnets, kinds.VpcNatGateway: self.gateways,
             kinds.IptablesEIP: self.eips, kinds.IptablesFIPRule: self.fips, kinds.IptablesDnatRule: self.dnats,
             kinds.IptablesSnatRule: self.snats, kinds.NetworkAttachmentDefinition: self.nads,
-            kinds.ConfigMap: self.config_maps, kinds.Pod: self.pods,
+            kinds.ConfigMap: self.config_maps, kinds.Pod: self.pods, kinds.VpcEgressGateway: self.egress_gateways,
         }  # fmt: skip
         found: dict[str, K] = shelves[kind]
         return found
@@ -232,7 +233,9 @@ class _Sieve:
         for key, value in body.items():
             if key in fields:
                 part = _part_of(fields[key])
-                if part is not None and isinstance(value, list):
+                if part is not None and isinstance(value, dict):
+                    kept[key] = self.keep(part, value, f"{path}{key}.")
+                elif part is not None and isinstance(value, list):
                     kept[key] = [self._item(part, item, f"{path}{key}[{i}].") for i, item in enumerate(value)]
                 elif value is not None:
                     kept[key] = value

@@ -6,8 +6,9 @@
 
 ``serve`` prints "ready" when every port is open, lets go of its standard streams and goes on until it is killed; on
 TCP it understands a plain line as well as an HTTP GET, so that curl is a client. A task is {"how": "tcp" | "udp" |
-"ping", "to": address, "port": number, "wait": seconds, "times": number (1)}; the result {"host", "peer"} or {"error"}.
-A task that is repeated ends at the first error; different hosts and peers are joined by "and", in alphabetical order.
+"ping" | "hop", "to": address, "port": number, "wait": seconds, "times": number (1)}; the result {"host", "peer"} or
+{"error"}. A task that is repeated ends at the first error; different hosts and peers are joined by "and", in
+alphabetical order. "hop" tells as "host" who gives up on a packet at the second hop, as traceroute would.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from collections.abc import Callable
 from typing import Any
 
 _RETRY_SECONDS = 0.5
+_IP_RECVERR = 11
+_EXTENDED_ERR = struct.Struct("=IBBBBII")
 
 
 def answer(name: str, peer: str) -> bytes:
@@ -101,6 +104,8 @@ def _ask_once(task: dict[str, Any]) -> dict[str, str]:
     try:
         if task["how"] == "ping":
             return _ping(task["to"], task["wait"])
+        if task["how"] == "hop":
+            return _hop(task["to"], task["port"], task["wait"])
         exchange = _ask_tcp if task["how"] == "tcp" else _ask_udp
         reply: dict[str, str] = json.loads(exchange(task["to"], task["port"], task["wait"]))
         return reply
@@ -145,6 +150,25 @@ def _ping(to: str, wait: float) -> dict[str, str]:
 
         _repeat(link, lambda: link.send(echo), match, wait)
         return {"host": to, "peer": ""}
+
+
+def _hop(to: str, port: int, wait: float) -> dict[str, str]:
+    """Send a packet that may pass one router, and see who says that its time is over (ip(7), IP_RECVERR)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        link.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        link.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 2)
+        link.connect((to, port))
+        link.send(b"who\n")
+        poll = select.poll()
+        poll.register(link, 0)  # an error is always told
+        if not poll.poll(wait * 1000):
+            raise TimeoutError
+        _, told, _, _ = link.recvmsg(64, 512, socket.MSG_ERRQUEUE)
+        for level, kind, data in told:
+            if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR):
+                # struct sock_extended_err, and behind it the address of whoever told.
+                return {"host": socket.inet_ntoa(data[_EXTENDED_ERR.size + 4 : _EXTENDED_ERR.size + 8]), "peer": ""}
+    raise TimeoutError
 
 
 def _repeat(link: socket.socket, send: Callable[[], int], match: Callable[[bytes], bytes | None], wait: float) -> bytes:

@@ -6,12 +6,13 @@ manifests fix (lanIp, v4ip, internalIp) are taken before the first free ones are
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from lab.check import nad_of, pod_home, refusals
+from lab import egress
+from lab.check import Refused, nad_of, pod_home, refusals
+from lab.egressplan import EgressPlan
+from lab.further import Further
 from lab.ipam import Pool
 from lab.kinds import DEFAULT_VPC, IptablesDnatRule, Pod, Subnet, Vpc, VpcNatGateway
 from lab.manifests import Manifests
@@ -31,24 +32,11 @@ from lab.world import (
     ViaRoute,
     VpcPlan,
     World,
+    netns_name,
 )  # fmt: skip
 
 _TRANSITS = ("198.51.100.0/24", "203.0.113.0/24", "192.0.2.0/24", "198.18.0.0/24")
 _HANDLED_ANNOTATIONS = {"ovn.kubernetes.io/logical_switch", "ovn.kubernetes.io/ip_address"}
-
-
-class Refused(Exception):
-    """The manifests cannot be built. ``reasons`` has one sentence for each thing that is wrong."""
-
-    def __init__(self, reasons: Iterable[str]) -> None:
-        self.reasons = tuple(reasons)
-        super().__init__("\n".join(self.reasons))
-
-
-def netns_name(lab: str, *parts: str) -> str:
-    """A namespace's name, ``<lab>.<part>…``; a very long one ends in a hash. Lab names hold no dot."""
-    name = ".".join((lab, *parts))
-    return name if len(name) <= 120 else f"{name[:110]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def plan(m: Manifests, lab: str = "lab") -> tuple[World, tuple[str, ...]]:
@@ -69,6 +57,8 @@ class _Planner:
     lans: dict[str, Lan] = field(default_factory=dict)
     eip_addresses: dict[str, IPv4Address] = field(default_factory=dict)
     hosts: dict[tuple[str, IPv4Address], Host] = field(default_factory=dict)
+    further: Further = field(init=False)
+    egresses: list[EgressPlan] = field(default_factory=list)
 
     def build(self) -> tuple[World, tuple[str, ...]]:
         m = self.m
@@ -79,9 +69,13 @@ class _Planner:
             s.name: Lan(name=s.name, bridge=f"lan{i}", cidr=s.cidr, gateway=s.gateway_address)
             for i, s in enumerate(tenants)
         }
+        self.further = Further(m, self.lab, self.lans, self._free, self.notes.append)
+        self.hosts.update(((vpc, host.ip), host) for vpc, host in self.further.services())
+        self._fixed_addresses()
+        bridges = {name: lan.bridge for name, lan in self.lans.items()}
+        self.egresses = egress.plans(m, self.lab, bridges, self._free)
         names = dict.fromkeys([*m.vpcs, *(s.vpc_name for s in tenants)])
         vpcs = tuple(self._vpc(name) for name in names)
-        self._fixed_addresses()
         segments = self._segments()
         gateways = tuple(self._gateway(gw) for gw in m.gateways.values())
         self._rule_hosts(gateways)
@@ -95,17 +89,22 @@ class _Planner:
         world = World(
             lab=self.lab, hub=netns_name(self.lab, "hub"), node=netns_name(self.lab, "node"),
             phys=netns_name(self.lab, "phys"), transit=transit, internet=internet, vpcs=vpcs, segments=segments,
-            gateways=gateways, hosts=tuple(self.hosts.values()),
+            gateways=gateways, hosts=tuple(self.hosts.values()), management=self.further.management_lan(),
+            egresses=tuple(self.egresses),
         )  # fmt: skip
         return world, tuple(dict.fromkeys(self.notes))
 
     def _vpc(self, name: str) -> VpcPlan:
         lans = tuple(self.lans[s.name] for s in self.m.subnets.values() if s.name in self.lans and s.vpc_name == name)
+        lans += self.further.lans_of(name)
         connected = tuple(Connected(cidr=lan.cidr, device=lan.bridge, gateway=lan.gateway) for lan in lans)
         vpc = self.m.vpcs.get(name)
         statics, policies = (self._statics(vpc), self._policies(vpc)) if vpc else ((), ())
+        mine = [plan for plan in self.egresses if plan.vpc == name]
+        policies += tuple(egress.policies(mine, [lan.cidr for lan in lans]))
         router = Router(connected=connected, statics=statics, policies=policies)
-        return VpcPlan(name=name, netns=netns_name(self.lab, "vpc", name), lans=lans, router=router)
+        bfd = vpc.bfd_port.ip if vpc and vpc.bfd_port.enabled else None
+        return VpcPlan(name=name, netns=netns_name(self.lab, "vpc", name), lans=lans, router=router, bfd=bfd)
 
     def _statics(self, vpc: Vpc) -> tuple[Static, ...]:
         kept = []
@@ -144,6 +143,7 @@ class _Planner:
         for eip in self.m.eips.values():
             if eip.address is not None:
                 self.pools[eip.subnet].take(eip.address, eip.title)
+        egress.take_fixed(self.m, self.pools)
         for pod in self.m.pods.values():
             home = pod_home(self.m, pod)
             if home is not None and pod.ip_address and not home.external:
@@ -196,6 +196,7 @@ class _Planner:
         ]
         eips = self._eips(gw, outside)
         names = {eip.name for eip in eips}
+        inner, outer, management = self.further.sides(gw, inside)
         return GatewayPlan(
             name=gw.name, netns=netns_name(self.lab, "gw", gw.name), vpc=gw.vpc, subnet=inside.name,
             bridge=self.lans[inside.name].bridge, lan=IPv4Interface((lan, inside.cidr.prefixlen)),
@@ -204,6 +205,7 @@ class _Planner:
             external=None if net1 is None else IPv4Interface((net1, outside.cidr.prefixlen)),
             routes=tuple(dict.fromkeys(routes)), vpc_cidrs=tuple(others), eips=eips, fips=self._fips(names),
             dnats=self._dnats(names), snats=self._snats(names), shares=self._shares(names),
+            vpc_interface=inner, external_interface=outer, management=management,
         )  # fmt: skip
 
     def _eips(self, gw: VpcNatGateway, outside: Subnet) -> tuple[Eip, ...]:
@@ -284,12 +286,16 @@ class _Planner:
             )
             return
         extra = sorted(k for k in pod.meta.annotations if "kubernetes.io/" in k or "cni.cncf.io/" in k)
-        for key in (k for k in extra if k not in _HANDLED_ANNOTATIONS):
+        nics = tuple(self.further.nics(pod, home))
+        for key in (k for k in extra if k not in _HANDLED_ANNOTATIONS and not self.further.handles(pod, k)):
             self.notes.append(f"{pod.title}: annotation {key} is not simulated.")
         self.notes.append(f"{pod.title}: its containers do not run; an echo server stands in for them.")
         address = IPv4Address(pod.ip_address) if pod.ip_address else self._free(home.name, pod.title)
         name = f"{pod.meta.namespace}/{pod.name}"
-        self._host(home.vpc_name, address, label=name, netns=netns_name(self.lab, "pod", pod.meta.namespace, pod.name))
+        host = self._host(
+            home.vpc_name, address, label=name, netns=netns_name(self.lab, "pod", pod.meta.namespace, pod.name)
+        )
+        self.hosts[home.vpc_name, address] = host.model_copy(update={"nics": nics})
 
     def _spare_hosts(self, gateways: tuple[GatewayPlan, ...]) -> None:
         """A plain tenant wherever a test needs one: behind each SNAT, and beside each target of a hairpin."""
@@ -307,6 +313,13 @@ class _Planner:
                     ours = subnet.name in self.lans and subnet.vpc_name == gw.vpc
                     if ours and within is not None and not self._tenants(gw.vpc, within, floating):
                         self._spare(gw.vpc, subnet, within)
+        for plan in self.egresses:
+            for source in plan.sources:
+                for subnet in self.m.subnets.values():
+                    within = intersection(source.cidr, subnet.cidr)
+                    ours = subnet.name in self.lans and subnet.vpc_name == plan.vpc
+                    if ours and within is not None and not self._tenants(plan.vpc, within, set()):
+                        self._spare(plan.vpc, subnet, within)
 
     def _tenants(self, vpc: str, within: IPv4Network, without: set[IPv4Address]) -> list[Host]:
         return [
@@ -345,6 +358,8 @@ class _Planner:
             self.notes.append(
                 f"Vpc {DEFAULT_VPC}: the default VPC is a router like any other; nodes and Services are not simulated."
             )
+        routed = {vpc.name for vpc in vpcs if any(static.cidr.prefixlen == 0 for static in vpc.router.statics)}
+        self.notes.extend(egress.notes(self.egresses, routed))
         for gw in gateways:
             router = next(vpc.router for vpc in vpcs if vpc.name == gw.vpc)
             if not any(static.next_hop == gw.lan.ip for static in router.statics) and not any(

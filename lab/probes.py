@@ -12,7 +12,7 @@ from itertools import islice, permutations
 from typing import Literal
 
 from lab.routing import Frozen
-from lab.world import ECHO_PORT, GatewayPlan, Host, World
+from lab.world import ECHO_PORT, GatewayPlan, Host, Nic, World
 
 How = Literal["tcp", "udp", "ping"]
 
@@ -96,6 +96,7 @@ def probes(world: World) -> list[Probe]:
     return [
         *(probe for gw in world.gateways for probe in _gateway(world, gw)),
         *_isolation(world),
+        *(probe for host in world.hosts for nic in host.nics for probe in _extra(world, host, nic)),
         *(
             p
             for one, other in permutations(world.gateways, 2)
@@ -124,6 +125,10 @@ class Door(Frozen):
 def _gateway(world: World, gw: GatewayPlan) -> Iterator[Probe]:
     yield from _link(world, gw, bool(gw.eips), "link")
     floating = {fip.eip for fip in gw.fips}
+    for cidr in gw.vpc_cidrs:
+        there = (host for host in world.hosts if host.vpc == gw.vpc and host.ip in cidr)
+        for host in islice(there, 1):
+            yield _ping(f"subnet {host.subnet} of {gw.vpc}", gw.name, gw.netns, host.ip, answered=True)
     for eip in gw.eips:
         if eip.address.ip not in floating:
             yield _ping(f"EIP {eip.name}", "physical gateway", world.phys, eip.address.ip, answered=True)
@@ -246,6 +251,22 @@ def _isolation(world: World) -> Iterator[Probe]:
             what=f"isolation of {vpc.name} from {other.name}", how="tcp", source=src.label, netns=src.netns,
             to=dst.ip, port=ECHO_PORT, expect=expect,
         )  # fmt: skip
+
+
+def _extra(world: World, host: Host, nic: Nic) -> Iterator[Probe]:
+    """By a further interface of a pod to where its routes lead; and nobody of its VPC without one gets there."""
+    for route in nic.routes:
+        target = next((other for other in world.hosts if other.ip in route.cidr and other.vpc != host.vpc), None)
+        if target is None:
+            continue
+        without = (h for h in world.hosts if h.vpc == host.vpc and not h.nics and h.subnet == host.subnet)
+        answered = _answer(target.label, "tcp", target.ip, nic.address.ip)
+        for client, expect in ((host, answered), *((other, NOBODY) for other in islice(without, 1))):
+            by = "by" if client is host else "without"
+            yield Probe(
+                what=f"{target.label} {by} {nic.interface}",
+                how="tcp", source=client.label, netns=client.netns, to=target.ip, port=ECHO_PORT, expect=expect,
+            )  # fmt: skip
 
 
 def _across(world: World, one: GatewayPlan, other: GatewayPlan) -> Iterator[Probe]:

@@ -8,7 +8,7 @@ priority first, and the first match may drop the packet, send it elsewhere or le
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal, TypeVar
 
@@ -48,6 +48,14 @@ class Policy(Frozen):
     dst: IPv4Network
     action: Action
     next_hop: IPv4Address | None = None
+    next_hops: tuple[IPv4Address, ...] = ()
+    """Several, over which packets are spread."""
+    table: int | None = None
+    """The routing table where something changes them while the lab stands."""
+
+    @property
+    def hops(self) -> tuple[IPv4Address, ...]:
+        return self.next_hops or ((self.next_hop,) if self.next_hop else ())
 
 
 class Hop(Frozen):
@@ -73,8 +81,8 @@ class Router(Frozen):
             if src in policy.src and dst in policy.dst:
                 if policy.action == "drop":
                     return Hop(kind="drop")
-                if policy.action == "reroute" and policy.next_hop is not None:
-                    return Hop(kind="via", next_hops=(policy.next_hop,))
+                if policy.action == "reroute" and policy.hops:
+                    return Hop(kind="via", next_hops=policy.hops)
                 return routed
         return routed
 
@@ -141,18 +149,19 @@ def rule_lines(router: Router) -> list[str]:
         for cidr in _unique(route.cidr for route in group):
             members = [route for route in group if route.cidr == cidr]
             target = "0.0.0.0/0" if by_source else str(cidr)
-            lines.append(f"route add {target} {_nexthops(router, members)} table {table}")
+            lines.append(f"route add {target} table {table} {_nexthops(router, members)}")
             selector = _selector(cidr, ANY) if by_source else _selector(ANY, cidr)
             lines.append(f"rule add pref {preference} {selector} lookup {table}")
             table += 1
     for policy in router.policies:
         preference = _POLICY_PREFERENCE + 32767 - policy.priority
-        if policy.action == "reroute" and policy.next_hop is not None:
-            lines.append(
-                f"route add 0.0.0.0/0 via {policy.next_hop} dev {router.device(policy.next_hop)} table {table}"
-            )
-            verdict = f"lookup {table}"
-            table += 1
+        if policy.action == "reroute" and policy.hops:
+            chosen = policy.table or table
+            line = f"route add 0.0.0.0/0 table {chosen} {spread({hop: router.device(hop) for hop in policy.hops})}"
+            if line not in lines:
+                lines.append(line)
+            verdict = f"lookup {chosen}"
+            table += policy.table is None
         else:
             verdict = "blackhole" if policy.action == "drop" else f"goto {_ANCHOR}"
         lines.extend(
@@ -181,8 +190,12 @@ def _nexthops(router: Router, routes: list[Connected | Static]) -> str:
     connected = next((route for route in routes if isinstance(route, Connected)), None)
     if connected is not None:
         return f"dev {connected.device} scope link src {connected.gateway}"
-    hops = _unique(route.next_hop for route in routes if isinstance(route, Static))
-    ways = [f"via {hop} dev {router.device(hop)}" for hop in hops]
+    return spread({route.next_hop: router.device(route.next_hop) for route in routes if isinstance(route, Static)})
+
+
+def spread(hops: Mapping[IPv4Address, str]) -> str:
+    """One route over several next hops, each with its device."""
+    ways = [f"via {hop} dev {device}" for hop, device in hops.items()]
     return ways[0] if len(ways) == 1 else " ".join(f"nexthop {way}" for way in ways)
 
 

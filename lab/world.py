@@ -6,10 +6,12 @@ calls, `lab.probes` into traffic with a predicted outcome. A World is stored bes
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Literal
 
+from lab.egressplan import EgressPlan
 from lab.routing import Frozen, Router
 
 ECHO_PORT = 7007
@@ -18,11 +20,31 @@ ECHO_PORT = 7007
 Protocol = Literal["tcp", "udp"]
 
 
+def netns_name(lab: str, *parts: str) -> str:
+    """A namespace's name, ``<lab>.<part>…``; a very long one ends in a hash. Lab names hold no dot."""
+    name = ".".join((lab, *parts))
+    return name if len(name) <= 120 else f"{name[:110]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 class Listen(Frozen):
     """A port on which a host answers."""
 
     protocol: Protocol
     port: int
+
+
+class ViaRoute(Frozen):
+    cidr: IPv4Network
+    via: IPv4Address
+
+
+class Nic(Frozen):
+    """A further interface of a pod, on a bridge of the hub, with routes of its own."""
+
+    interface: str
+    bridge: str
+    address: IPv4Interface
+    routes: tuple[ViaRoute, ...] = ()
 
 
 class Host(Frozen):
@@ -36,6 +58,7 @@ class Host(Frozen):
     vpc: str = ""
     subnet: str = ""
     listens: tuple[Listen, ...] = ()
+    nics: tuple[Nic, ...] = ()
 
     @property
     def ip(self) -> IPv4Address:
@@ -56,6 +79,8 @@ class VpcPlan(Frozen):
     netns: str
     lans: tuple[Lan, ...]
     router: Router
+    bfd: IPv4Address | None = None
+    """The address from which the router speaks BFD with its egress gateways."""
 
 
 class Segment(Frozen):
@@ -110,13 +135,8 @@ class Snat(Frozen):
     cidr: IPv4Network
 
 
-class ViaRoute(Frozen):
-    cidr: IPv4Network
-    via: IPv4Address
-
-
 class GatewayPlan(Frozen):
-    """A NAT gateway: eth0 on a tenant subnet, net1 a macvlan on an external segment, and what it shall do."""
+    """A NAT gateway: one interface on a tenant subnet, one a macvlan on an external segment, and what it shall do."""
 
     name: str
     netns: str
@@ -130,9 +150,9 @@ class GatewayPlan(Frozen):
     external_cidr: IPv4Network
     external_gateway: IPv4Address
     external: IPv4Interface | None
-    """Address of net1 from the pod's own IPAM; None with noDefaultEIP."""
+    """Address of the external interface from the pod's own IPAM; None with noDefaultEIP."""
     routes: tuple[ViaRoute, ...]
-    """Routes of eth0 that the CNI sets: the other subnets of the VPC and spec.routes."""
+    """Routes of the tenant's interface that the CNI sets: the other subnets of the VPC and spec.routes."""
     vpc_cidrs: tuple[IPv4Network, ...]
     """CIDRs of the VPC's subnets that do not hold the internal gateway: what `subnet-route-add` names."""
     eips: tuple[Eip, ...] = ()
@@ -140,6 +160,10 @@ class GatewayPlan(Frozen):
     dnats: tuple[Dnat, ...] = ()
     snats: tuple[Snat, ...] = ()
     shares: tuple[Share, ...] = ()
+    vpc_interface: str = "eth0"
+    external_interface: str = "net1"
+    management: Nic | None = None
+    """The pod's eth0 where Kube-OVN is not the primary CNI: a network of another CNI, with its default route."""
 
     def fip_of(self, internal: IPv4Address) -> Fip | None:
         """The floating IP that names what an internal address sends; the oldest rule wins, as in the chain."""
@@ -168,6 +192,9 @@ class World(Frozen):
     segments: tuple[Segment, ...] = ()
     gateways: tuple[GatewayPlan, ...] = ()
     hosts: tuple[Host, ...] = ()
+    egresses: tuple[EgressPlan, ...] = ()
+    management: Lan | None = None
+    """The network of the primary CNI, where that is not Kube-OVN; the node is its gateway."""
 
     def namespaces(self) -> Iterator[str]:
         """Every namespace of the lab."""
@@ -175,6 +202,7 @@ class World(Frozen):
         yield from (vpc.netns for vpc in self.vpcs)
         yield from (gateway.netns for gateway in self.gateways)
         yield from (host.netns for host in self.hosts)
+        yield from (replica.netns for egress in self.egresses for replica in egress.replicas)
 
     def vpc(self, name: str) -> VpcPlan:
         return next(vpc for vpc in self.vpcs if vpc.name == name)

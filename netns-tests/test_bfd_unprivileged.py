@@ -32,7 +32,7 @@ sys.exit(supervisor.main([]))
 
 
 def test_sessions_come_up_without_any_privilege(make_netns: Callable[[], Namespace]) -> None:
-    require("ip")
+    require("ip", "sysctl")
     ours, theirs = make_netns(), make_netns()
     veth(ours, "va", theirs, "vb")
     for netns, device, addresses in ((ours, "va", OURS), (theirs, "vb", THEIRS)):
@@ -54,13 +54,20 @@ def test_sessions_come_up_without_any_privilege(make_netns: Callable[[], Namespa
             "BFD_MIN_RX": "100",
         }
         inside = ("ip", "netns", "exec")
+        # What the init script of a pod does for it as root: forwarding. The peer is its external gateway, too.
+        for setting in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"):
+            ours.run("sysctl", "-q", "-w", setting)
+        for family, gateway in (("-4", THEIRS[0]), ("-6", THEIRS[1])):
+            ours.run("ip", family, "route", "add", "default", "via", gateway)
+        quicken = [sys.executable, "-I", "-S", str(PROGRAMS / "kube-ovn/natgw_bfd.py"), "quicken"]
+        assert ours.run(*quicken) == "neighbour timers are set on: va, va\n"
         supervisor = subprocess.Popen(
             [*inside, ours.name, sys.executable, "-I", "-S", "-c", AS_NOBODY, str(CHECKOUT)], env=pod
         )
         peer_env = {**pod, "NATGW_RUN_DIR": f"{run_dir}/peer", "POD_IPS": pod["BFD_PEER_IPS"]}
         peer = subprocess.Popen(
             [*inside, theirs.name, PROGRAMS / "kube-ovn" / "kube-ovn-bfdd-supervisor", "run"],
-            env={**peer_env, "BFD_PEER_IPS": pod["POD_IPS"]},
+            env={**peer_env, "BFD_PEER_IPS": pod["POD_IPS"], "NATGW_BFD_HEALTH": "off"},
         )
         try:
             end = time.monotonic() + 20
@@ -78,7 +85,12 @@ def test_sessions_come_up_without_any_privilege(make_netns: Callable[[], Namespa
             shown = subprocess.run(
                 [PROGRAMS / "kube-ovn" / "kube-ovn-bfdd-supervisor", "status"], env=ask, capture_output=True, check=True
             )
-            sessions = json.loads(shown.stdout)["Sessions"]
+            said = json.loads(shown.stdout)
+            sessions = said["Sessions"]
+            assert {name: probe["Verdict"] for name, probe in said["Health"]["Probes"].items()} == {
+                **dict.fromkeys(("link_ipv4", "gateway_ipv4", "link_ipv6", "gateway_ipv6", "forwarding"), "pass"),
+                "rules": "not applicable",
+            }
             assert [(session["Pair"]["Local"], session["State"]) for session in sessions] == [
                 (address, "Up") for address in OURS
             ]

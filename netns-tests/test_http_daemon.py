@@ -40,6 +40,10 @@ STATE: dict[str, Any] = {
             "sessionAffinityTimeoutSeconds": 600,
         }
     ],
+    "qos": [
+        {"eip": "192.168.0.20", "direction": direction, "priority": 1, "rateMax": "100", "burstMax": "10"}
+        for direction in ("egress", "ingress")
+    ],
 }
 
 

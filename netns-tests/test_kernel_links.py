@@ -14,14 +14,18 @@ from gateway.ports import Refused
 from rules.state import (
     ROUTE_PROTOCOL,
     AddAddress,
+    AddPolicyRule,
     AddressKey,
     DeleteAddress,
+    DeletePolicyRule,
     DeleteRoute,
+    PolicyRule,
     ReplaceRoute,
     RouteEntry,
     RouteKey,
     SetArp,
     SetPromoteSecondaries,
+    SetUp,
 )
 
 DEFAULT = RouteKey("0.0.0.0/0")
@@ -135,14 +139,58 @@ def test_routes_of_both_families(netns: Namespace, links: KernelLinks) -> None:
         assert not wanted.keys() & links.read().routes.keys()
 
 
-def test_only_plain_routes_of_the_main_table_are_read(netns: Namespace, links: KernelLinks) -> None:
+def test_only_plain_routes_are_read_of_whatever_table(netns: Namespace, links: KernelLinks) -> None:
     netns.run("ip", "addr", "add", "10.0.1.254/24", "dev", "eth0")
     netns.run("ip", "route", "add", "10.1.0.0/16", "via", "10.0.1.1", "metric", "100")
     netns.run("ip", "route", "add", "10.2.0.0/16", "via", "10.0.1.1", "table", "100")
+    netns.run("ip", "route", "add", "10.6.0.0/16", "via", "10.0.1.1", "table", "101")
     netns.run("ip", "route", "add", "blackhole", "10.3.0.0/16")
     netns.run("ip", "route", "add", "10.4.0.0/16", "via", "10.0.1.1", "tos", "0x10")
     netns.run("ip", "route", "add", "10.5.0.0/16", "via", "10.0.1.1")
-    assert set(links.read().routes) == {RouteKey("10.0.1.0/24"), RouteKey("10.5.0.0/16")}
+    others = {RouteKey("10.2.0.0/16", 100), RouteKey("10.6.0.0/16", 101)}
+    assert set(links.read().routes) == {RouteKey("10.0.1.0/24"), RouteKey("10.5.0.0/16")} | others
+
+
+def test_routes_of_the_load_balancers_table_come_and_go(netns: Namespace, links: KernelLinks) -> None:
+    netns.run("ip", "addr", "add", "10.0.1.254/24", "dev", "eth0")
+    here, there = RouteKey("10.2.0.0/16"), RouteKey("10.2.0.0/16", 100)
+    links.commit([ReplaceRoute(there, RouteEntry("eth0", "10.0.1.1")), ReplaceRoute(here, RouteEntry("eth0", None))])
+    seen = links.read().routes
+    assert (seen[here].via, seen[there].via) == (None, "10.0.1.1")
+    for _ in range(2):
+        links.commit([DeleteRoute(there, seen[there])])
+        assert there not in links.read().routes
+    assert here in links.read().routes
+
+
+def test_policy_rules_are_read_and_written(netns: Namespace, links: KernelLinks) -> None:
+    theirs = [
+        ("pref", "6", "iif", "eth0", "from", "10.0.0.0/8", "table", "100"),
+        ("pref", "7", "not", "iif", "eth0", "table", "100"),
+        ("pref", "8", "iif", "eth0", "fwmark", "1", "table", "100"),
+        ("pref", "9", "iif", "eth0", "blackhole"),
+        ("pref", "5", "iif", "eth0", "table", "1000"),
+    ]
+    for words in theirs:
+        netns.run("ip", "rule", "add", *words)
+    foreign = links.read().policy_rules
+    assert {rule.priority for rule in foreign if rule.foreign} == {7, 8, 9}
+    assert {PolicyRule("eth0", 1000, 5), PolicyRule("eth0", 100, 6, "10.0.0.0/8")} < foreign
+    ours = PolicyRule("net1", 100)
+    for _ in range(2):
+        links.commit([AddPolicyRule(ours)])
+        assert links.read().policy_rules == foreign | {ours._replace(priority=32764)}
+        assert ours.is_in(links.read().policy_rules)
+    assert netns.run("ip", "rule", "show", "iif", "net1").count("lookup 100 proto 223") == 1
+    for _ in range(2):
+        links.commit([DeletePolicyRule(ours)])
+        assert links.read().policy_rules == foreign
+
+
+def test_a_link_goes_up_and_down(netns: Namespace, links: KernelLinks) -> None:
+    for on in (False, True):
+        links.commit([SetUp("net1", on)])
+        assert links.read().links["net1"].up == on
 
 
 def test_replacing_a_foreign_route_can_be_undone_as_it_was(netns: Namespace, links: KernelLinks) -> None:

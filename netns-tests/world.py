@@ -26,7 +26,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -179,6 +179,8 @@ class Gateway(Host):
     whoever gave it.
     """
 
+    script = SCRIPT
+
     def __init__(
         self,
         world: World,
@@ -195,14 +197,14 @@ class Gateway(Host):
         self._directory = Path(tempfile.mkdtemp(prefix="natgw-"))
         self.run_dir = self._directory / "run"
         self.state_dir = state_dir or self._directory / "state"
-        self._environment = {
+        self.env_file = self._directory / "nat-gateway.env"
+        self._settings = {
             "NATGW_RUN_DIR": str(self.run_dir),
             "NATGW_STATE_DIR": str(self.state_dir),
-            "NATGW_ENV_FILE": str(self._directory / "nat-gateway.env"),
+            "NATGW_ENV_FILE": str(self.env_file),
             "NATGW_IPTABLES": variant,
-            "GATEWAY_V4": ROUTER,
-            **(environment or {}),
         }
+        self._environment = {"GATEWAY_V4": ROUTER, **(environment or {})}
         self._added: list[tuple[str, str]] = []
         self._clean = ""
         self.mac = ""
@@ -246,9 +248,13 @@ class Gateway(Host):
 
     def exec(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """One call of the script as a controller makes it, with pipes; it may fail."""
-        values = (f"{name}={value}" for name, value in (self._environment | environment).items())
+        return self.exec_argv(("bash", str(self.script), *words), self._environment | environment)
+
+    def exec_argv(self, argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """What an exec into the pod runs, with the environment that the pod has."""
+        values = (f"{name}={value}" for name, value in (self._settings | dict(environment)).items())
         return subprocess.run(
-            ["ip", "netns", "exec", self.name, "env", *values, "bash", str(SCRIPT), *words],
+            ["ip", "netns", "exec", self.name, "env", *values, *argv],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -271,7 +277,8 @@ class Gateway(Host):
         """Delete what verbs have added; afterwards the rules must be those that ``init`` left."""
         deletions: dict[str, list[str]] = {}
         for verb, rule in self._added:
-            identity = rule.split(",")[: {"dnat-add": 3, "nft-dnat-map-add": 3, "snat-add": 2}.get(verb, 1)]
+            fields = {"dnat-add": 3, "nft-dnat-map-add": 3, "snat-add": 2, "qos-add": 9}
+            identity = rule.split(",")[: fields.get(verb, 1)]
             deletions.setdefault(verb.removesuffix("-add") + "-del", []).append(",".join(identity))
         self._added.clear()
         for verb, rules in deletions.items():

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from rules import nat, share
+from rules import nat, qos, share
 from rules.desired import DEFAULT_V4, DEFAULT_V6
 from rules.keyed import HasKey, Keyed
 from rules.ruleset import (
@@ -29,7 +29,7 @@ from rules.ruleset import (
 from rules.ruleset import Dnat as ToDestination
 from rules.ruleset import Snat as ToSource
 from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Part, Route, SharedDnat, Snat
-from rules.state import ROUTE_PROTOCOL, Actual, RouteKey
+from rules.state import MAIN_TABLE, ROUTE_PROTOCOL, Actual, RouteKey
 
 P = TypeVar("P", bound=Part)
 H = TypeVar("H", bound=HasKey)
@@ -41,7 +41,8 @@ def adopt(actual: Actual, interfaces: Interfaces | None = None) -> GatewaySpec |
     Without ``interfaces`` these too are taken from the rules. Rules of other shapes in our chains are passed over.
     """
     if Rule((), Jump(nat.SHARED_SNAT.chain)) not in actual.ruleset.chains.get(nat.SNAT_FILTER, ()):
-        return None
+        limits = qos.recovered(actual.tc, interfaces or Interfaces())
+        return GatewaySpec(qos=Keyed(limits), initialized=False) if limits else None
     sides = interfaces or _interfaces(actual)
     fips, dnats, snats = _first(_fips(actual)), _first(_dnats(actual)), _first(_snats(actual))
     shared = _first(_shared_dnats(actual))
@@ -57,6 +58,7 @@ def adopt(actual: Actual, interfaces: Interfaces | None = None) -> GatewaySpec |
         snats=snats,
         routes=_first(_routes(actual, sides.vpc)),
         shared_dnats=shared,
+        qos=Keyed(qos.recovered(actual.tc, sides)),
     )
 
 
@@ -166,6 +168,11 @@ def _gateway(actual: Actual, default: RouteKey, external: str) -> str | None:
 
 def _routes(actual: Actual, vpc: str) -> Iterator[Route | None]:
     for key, entry in actual.routes.items():
-        ours = entry.protocol == ROUTE_PROTOCOL and entry.interface == vpc and entry.via is not None
+        ours = (
+            key.table == MAIN_TABLE
+            and entry.protocol == ROUTE_PROTOCOL
+            and entry.interface == vpc
+            and entry.via is not None
+        )
         if ours and key not in (DEFAULT_V4, DEFAULT_V6):
             yield _part(Route, cidr=key.prefix, next_hop_ip=entry.via)

@@ -33,33 +33,48 @@ from rules.ruleset import (
     ChainRef,
     DeleteChain,
     DeleteRule,
+    Destination,
     Dnat,
     Drop,
+    Family,
     Foreign,
     InsertRule,
     Jump,
+    Masquerade,
     NewChain,
     ReplaceRules,
     Rule,
     Rules,
     Ruleset,
     Snat,
+    Source,
 )
 from rules.share import leads_to, remembers_in
 from rules.state import (
     Actual,
     AddAddress,
+    AddDevice,
+    AddPolicyRule,
     DeleteAddress,
+    DeleteDevice,
+    DeletePolicyRule,
     DeleteRoute,
+    DeviceStep,
     EditNft,
     EditTable,
-    LinkStep,
+    LinkState,
     Plan,
     ReplaceRoute,
+    RoutingStep,
     SetArp,
+    SetMaster,
     SetPromoteSecondaries,
+    SetSysctl,
+    SetUp,
     Step,
+    Switch,
 )
+from rules.tc import TcStep, apply_tc, tc_text
 
 Chains = Mapping[ChainRef, Rules]
 K = TypeVar("K")
@@ -77,14 +92,44 @@ def apply(plan: Plan, actual: Actual) -> Actual:
 
 def apply_step(actual: Actual, step: Step) -> Actual:
     """The state after one step: one table's edits, all or none, or one change of a link."""
-    if isinstance(step, EditTable):
-        return replace(actual, ruleset=Ruleset(apply_edits(step.table, actual.ruleset.chains, step.edits)))
-    if isinstance(step, EditNft):
-        return replace(actual, nft=apply_commands(actual.nft, step.commands))
+    match step:
+        case EditTable(table, edits, family):
+            return replace(actual, ruleset=Ruleset(apply_edits(table, actual.ruleset.chains, edits, family)))
+        case EditNft(commands):
+            return replace(actual, nft=apply_commands(actual.nft, commands))
+        case AddDevice() | DeleteDevice() | SetMaster():
+            return replace(actual, links=apply_device_step(actual.links, step))
+        case SetSysctl(name, value):
+            _need(name in actual.sysctls, step, "No such file or directory")
+            return replace(actual, sysctls={**actual.sysctls, name: value})
+    if isinstance(step, TcStep):
+        try:
+            return replace(actual, tc=apply_tc(actual.tc, step))
+        except ValueError as error:
+            raise Rejected(f"{tc_text(step)}: {error}") from error
     return _apply_link_step(actual, step)
 
 
-def _apply_link_step(actual: Actual, step: LinkStep) -> Actual:
+def apply_device_step(links: Mapping[str, LinkState], step: DeviceStep) -> dict[str, LinkState]:
+    """The links after an interface was made, deleted, or made a port of another."""
+    match step:
+        case AddDevice(name, device):
+            _need(name not in links, step, "File exists")
+            index = max((link.index for link in links.values()), default=0) + 1
+            return {**links, name: LinkState(index, "", False, True, 1500, False, device=device)}
+        case DeleteDevice(name):
+            _need(name in links, step, "Cannot find device")
+            freed = {other: replace(link, master=None) for other, link in links.items() if link.master == name}
+            return _without({**links, **freed}, name)
+        case SetMaster(name, master):
+            _need(name in links and (master is None or master in links), step, "Cannot find device")
+            return {**links, name: replace(links[name], master=master)}
+
+
+AddressStep = AddAddress | DeleteAddress | RoutingStep | Switch
+
+
+def _apply_link_step(actual: Actual, step: AddressStep) -> Actual:  # noqa: PLR0911 -- one a step
     match step:
         case AddAddress(address):
             _need(address.interface in actual.links, step, "Cannot find device")
@@ -99,18 +144,34 @@ def _apply_link_step(actual: Actual, step: LinkStep) -> Actual:
         case DeleteRoute(route, entry):
             _need(actual.routes.get(route) == entry, step, "No such process")
             return replace(actual, routes=_without(actual.routes, route))
-        case SetArp(name, on) | SetPromoteSecondaries(name, on):
+        case AddPolicyRule(rule):
+            _need(not rule.is_in(actual.policy_rules), step, "File exists")
+            return replace(actual, policy_rules=actual.policy_rules | {rule})
+        case DeletePolicyRule(rule):
+            _need(rule.is_in(actual.policy_rules), step, "No such file or directory")
+            left = (other for other in actual.policy_rules if not rule.matches(other))
+            return replace(actual, policy_rules=frozenset(left))
+        case SetArp(name) | SetPromoteSecondaries(name) | SetUp(name):
             _need(name in actual.links, step, "Cannot find device")
-            link = actual.links[name]
-            link = replace(link, arp=on) if isinstance(step, SetArp) else replace(link, promote_secondaries=on)
-            return replace(actual, links={**actual.links, name: link})
+            return replace(actual, links={**actual.links, name: switched(actual.links[name], step)})
 
 
-def apply_edits(table: str, chains: Chains, edits: Iterable[ChainEdit]) -> dict[ChainRef, Rules]:
+def switched(link: LinkState, step: Switch) -> LinkState:
+    """The link with one of its flags set."""
+    match step:
+        case SetArp(_, on):
+            return replace(link, arp=on)
+        case SetPromoteSecondaries(_, on):
+            return replace(link, promote_secondaries=on)
+        case SetUp(_, on):
+            return replace(link, up=on)
+
+
+def apply_edits(table: str, chains: Chains, edits: Iterable[ChainEdit], family: Family = 4) -> dict[ChainRef, Rules]:
     """The chains after all edits of one table; raises Rejected, and then none of them happened."""
     changed = dict(chains)
     for edit in edits:
-        _need(edit.ref.table == table, edit, f"not an edit of the table {table}")
+        _need((edit.ref.table, edit.ref.family) == (table, family), edit, f"not an edit of the table {table}")
         changed = apply_edit(changed, edit)
     return changed
 
@@ -158,7 +219,7 @@ def _with_rules(chains: Chains, edit: ChainEdit, fresh: Iterable[AnyRule], rules
     for rule in fresh:
         _check_rule(chains, edit.ref, rule)
         if isinstance(rule, Rule) and isinstance(rule.target, Jump):
-            loop = _reaches(chains, ChainRef(edit.ref.table, rule.target.chain), edit.ref)
+            loop = _reaches(chains, edit.ref._replace(chain=rule.target.chain), edit.ref)
             _need(not loop, edit, "Too many levels of symbolic links")
     return {**chains, edit.ref: rules}
 
@@ -171,11 +232,14 @@ def _check_rule(chains: Chains, ref: ChainRef, rule: AnyRule) -> None:
         raise Rejected(f"{rule}: {error}") from error
     if isinstance(rule, Foreign):
         return
+    for match in rule.matches:
+        if isinstance(match, Source | Destination):
+            _need((":" in match.prefix) == (ref.family == 6), rule, f"host/network `{match.prefix}' not found")
     match rule.target:
         case Jump(chain):
-            known = ChainRef(ref.table, chain) in chains and chain not in BUILTIN[ref.table]
+            known = ref._replace(chain=chain) in chains and chain not in BUILTIN[ref.table]
             _need(known, rule, "No chain/target/match by that name.")
-        case Dnat() | Snat():
+        case Dnat() | Snat() | Masquerade():
             _need(ref.table == "nat", rule, "only valid in the nat table")
         case Drop():
             _need(ref.table != "nat", rule, "The nat table is not intended for filtering")
@@ -183,7 +247,7 @@ def _check_rule(chains: Chains, ref: ChainRef, rule: AnyRule) -> None:
 
 def _references(chains: Chains, ref: ChainRef) -> Iterator[ChainRef]:
     for other, rules in chains.items():
-        if other.table == ref.table and any(_jumps_to(rule, ref.chain) for rule in rules):
+        if (other.table, other.family) == (ref.table, ref.family) and any(_jumps_to(rule, ref.chain) for rule in rules):
             yield other
 
 
@@ -197,7 +261,7 @@ def _reaches(chains: Chains, start: ChainRef, goal: ChainRef) -> bool:
     if start == goal:
         return True
     jumps = {rule.target.chain for rule in chains[start] if isinstance(rule, Rule) and isinstance(rule.target, Jump)}
-    return any(_reaches(chains, ChainRef(start.table, chain), goal) for chain in jumps)
+    return any(_reaches(chains, start._replace(chain=chain), goal) for chain in jumps)
 
 
 def apply_commands(table: NftTable, commands: Iterable[NftCommand]) -> NftTable:

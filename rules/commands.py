@@ -9,6 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rules.qos_commands import (
+    EipEgressQosAdd,
+    EipEgressQosDel,
+    EipIngressQosAdd,
+    EipIngressQosDel,
+    QosAdd,
+    QosDel,
+)
 from rules.spec import (
     AffinityTimeout,
     Backend,
@@ -129,6 +137,12 @@ Command = Annotated[
     | RouteAdd
     | RouteDel
     | SharedDnatAdd
-    | SharedDnatDel,
+    | SharedDnatDel
+    | EipEgressQosAdd
+    | EipEgressQosDel
+    | EipIngressQosAdd
+    | EipIngressQosDel
+    | QosAdd
+    | QosDel,
     Field(discriminator="op"),
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 
-from rules import share
+from rules import share, tc
 from rules.nft import NftTable
 from rules.ruleset import (
     BUILTIN,
@@ -18,6 +18,7 @@ from rules.ruleset import (
     ChainRef,
     DeleteChain,
     DeleteRule,
+    Family,
     InsertRule,
     Jump,
     NewChain,
@@ -28,19 +29,29 @@ from rules.ruleset import (
 from rules.state import (
     Actual,
     AddAddress,
+    AddDevice,
+    AddPolicyRule,
     AddressKey,
     DeleteAddress,
+    DeleteDevice,
+    DeletePolicyRule,
     DeleteRoute,
     Desired,
+    Device,
+    DeviceStep,
     EditNft,
     EditTable,
     LinkStep,
     Plan,
+    PolicyRule,
     ReplaceRoute,
     RouteEntry,
     RouteKey,
     SetArp,
+    SetMaster,
     SetPromoteSecondaries,
+    SetSysctl,
+    SetUp,
     Step,
 )
 
@@ -51,31 +62,49 @@ REWRITE_ABOVE = 500
 def delta(desired: Desired, actual: Actual) -> Plan:
     """What must happen for every statement of ``desired`` to hold; empty when all do.
 
-    Order: the guard before ARP goes off and after it comes on; promote_secondaries before addresses go;
-    translation rules before the addresses that attract packets, and those before routes and announcements.
+    Order: the guard before ARP goes off and after it comes on; promote_secondaries before addresses go; a link up
+    before what needs it; translation rules before the addresses that attract packets, and those before routes and
+    announcements.
     """
     arp = list(_arp(desired, actual))
     guard_first = not any(step.on for step in arp)
-    nat, mangle = _table("nat", desired, actual), _table("mangle", desired, actual)
-    nft = _nft(desired, actual)
-    links = [*_promote(desired, actual), *_addresses(desired, actual), *_routes(desired, actual)]
-    ordered = [mangle, nat, nft, *links, *arp] if guard_first else [nat, nft, *links, *arp, mangle]
-    return Plan(tuple(step for step in ordered if step is not None))
+    mangle, nft = _table("mangle", desired, actual), _nft(desired, actual)
+    nat = [_table("nat", desired, actual), _table("nat", desired, actual, 6)]
+    links = [
+        *_devices(desired, actual),
+        *_promote(desired, actual),
+        *_up(desired, actual),
+        *_masters(desired, actual),
+        *_addresses(desired, actual),
+        *_routes(desired, actual),
+        *_policy_rules(desired, actual),
+        *_sysctls(desired, actual),
+        *_devices_gone(desired, actual),
+    ]
+    ordered = [mangle, *nat, nft, *links, *arp] if guard_first else [*nat, nft, *links, *arp, mangle]
+    middle = (step for step in ordered if step is not None)
+    # A limit comes before the traffic that it is for, and goes after it.
+    return Plan((*tc.steps_before(desired.tc, actual.tc), *middle, *tc.steps_after(desired.tc, actual.tc)))
 
 
 def undo(plan: Plan, before: Actual, now: Actual) -> Plan:
     """What brings the kernel back to ``before`` in everything that ``plan`` touched, from wherever it is now."""
-    return delta(snapshot(plan, before), now)
+    return delta(snapshot(plan, before, now), now)
 
 
-def touched_tables(plan: Plan) -> frozenset[str]:
-    """The netfilter tables that the plan edits."""
-    return frozenset(step.table for step in plan.steps if isinstance(step, EditTable))
+def touched_tables(plan: Plan, family: Family = 4) -> frozenset[str]:
+    """The netfilter tables of a family that the plan edits."""
+    return frozenset(step.table for step in plan.steps if isinstance(step, EditTable) and step.family == family)
 
 
 def touches_links(plan: Plan) -> bool:
-    """Whether the plan has steps besides netfilter edits."""
-    return any(not isinstance(step, EditTable | EditNft) for step in plan.steps)
+    """Whether the plan has steps about addresses, routes or flags of interfaces."""
+    return any(isinstance(step, LinkStep) for step in plan.steps)
+
+
+def touches_tc(plan: Plan) -> bool:
+    """Whether the plan changes bandwidth limits."""
+    return any(isinstance(step, tc.TcStep) for step in plan.steps)
 
 
 def touches_nft(plan: Plan) -> bool:
@@ -83,7 +112,7 @@ def touches_nft(plan: Plan) -> bool:
     return any(isinstance(step, EditNft) for step in plan.steps)
 
 
-def snapshot(plan: Plan, before: Actual) -> Desired:
+def snapshot(plan: Plan, before: Actual, now: Actual) -> Desired:
     """``before`` as statements about everything that the plan touches.
 
     Once it touches a link, that is every address and route: the kernel takes some away of its own accord (the
@@ -96,11 +125,27 @@ def snapshot(plan: Plan, before: Actual) -> Desired:
     arp: dict[str, bool] = {}
     promote: dict[str, bool] = {}
     nft: NftTable | None = before.nft if touches_nft(plan) else None
+    up: dict[str, bool] = {}
+    policy_rules: dict[PolicyRule, bool] = {}
+    sysctls: dict[str, int] = {}
+    devices: dict[str, Device | None] = {}
+    masters: dict[str, str | None] = {}
     for step in plan.steps:
         match step:
             case EditTable(_, edits):
                 for edit in edits:
                     _snapshot_edit(edit, before.ruleset.chains, chains, hooks)
+            case SetSysctl(name, _):
+                sysctls[name] = before.sysctls[name]
+            case AddDevice(interface) | DeleteDevice(interface):
+                link = before.links.get(interface)
+                devices[interface] = link.device if link else None
+                # What it was a port of, and what were ports of it, goes with it.
+                near = [name for name, other in before.links.items() if interface in (name, other.master)]
+                masters |= {name: before.links[name].master for name in near}
+                up |= {name: before.links[name].up for name in near}
+            case SetMaster(interface, _) if interface in before.links:
+                masters[interface] = before.links[interface].master
             case AddAddress(address) | DeleteAddress(address):
                 addresses[address] = address in before.addresses
             case ReplaceRoute(route, _) | DeleteRoute(route, _):
@@ -109,7 +154,15 @@ def snapshot(plan: Plan, before: Actual) -> Desired:
                 arp[interface] = before.links[interface].arp
             case SetPromoteSecondaries(interface, _):
                 promote[interface] = before.links[interface].promote_secondaries
-    return Desired(chains, hooks, addresses, routes, arp, promote, nft)
+            case SetUp(interface, _) if interface in before.links:
+                up[interface] = before.links[interface].up
+            case AddPolicyRule(rule) | DeletePolicyRule(rule):
+                policy_rules[rule] = rule.is_in(before.policy_rules)
+    heads = _snapshot_heads(plan, before, now)
+    limits = tc.snapshot((step for step in plan.steps if isinstance(step, tc.TcStep)), before.tc)
+    return Desired(
+        chains, hooks, addresses, routes, arp, promote, nft, up, policy_rules, limits, heads, sysctls, devices, masters
+    )
 
 
 def _snapshot_edit(
@@ -119,11 +172,27 @@ def _snapshot_edit(
     hooks: dict[tuple[ChainRef, Rule], bool],
 ) -> None:
     if edit.ref.chain in BUILTIN[edit.ref.table]:
-        # Built-in chains belong to everybody: only our own jump in them is ours to put back.
+        # Built-in chains belong to everybody: only our own rules in them are ours to put back.
         if isinstance(edit, InsertRule | DeleteRule) and isinstance(edit.rule, Rule):
             hooks[edit.ref, edit.rule] = edit.rule in before.get(edit.ref, ())
     else:
         chains[edit.ref] = before.get(edit.ref)
+
+
+def _snapshot_heads(plan: Plan, before: Actual, now: Actual) -> dict[ChainRef, Rules]:
+    """Where rules were taken out of a built-in chain: all that stood there down to the last of them.
+
+    Its place decides what a rule means. What somebody else took out in the meantime is not brought back.
+    """
+    heads: dict[ChainRef, Rules] = {}
+    edits = [edit for step in plan.steps if isinstance(step, EditTable) for edit in step.edits]
+    taken = [edit for edit in edits if isinstance(edit, DeleteRule) and edit.ref.chain in BUILTIN[edit.ref.table]]
+    for ref in {edit.ref for edit in taken}:
+        rules = {edit.rule for edit in taken if edit.ref == ref}
+        standing, left = before.ruleset.chains.get(ref, ()), now.ruleset.chains.get(ref, ())
+        last = max((index for index, rule in enumerate(standing) if rule in rules), default=-1)
+        heads[ref] = tuple(rule for rule in standing[: last + 1] if rule in rules or rule in left)
+    return heads
 
 
 def _nft(desired: Desired, actual: Actual) -> EditNft | None:
@@ -131,21 +200,23 @@ def _nft(desired: Desired, actual: Actual) -> EditNft | None:
     return EditNft(commands) if commands else None
 
 
-def _table(table: str, desired: Desired, actual: Actual) -> EditTable | None:
-    edits = tuple(_table_edits(table, desired, actual))
-    return EditTable(table, edits) if edits else None
+def _table(table: str, desired: Desired, actual: Actual, family: Family = 4) -> EditTable | None:
+    edits = tuple(_table_edits((table, family), desired, actual))
+    return EditTable(table, edits, family) if edits else None
 
 
-def _table_edits(table: str, desired: Desired, actual: Actual) -> Iterator[ChainEdit]:
-    """New chains, then their rules, then the hooks; on the way out: hooks, rules that jump, chains."""
+def _table_edits(table: tuple[str, Family], desired: Desired, actual: Actual) -> Iterator[ChainEdit]:
+    """New chains, then their rules, then the built-in chains; on the way out: rules that jump, chains."""
     have = actual.ruleset.chains
-    mine = {ref: rules for ref, rules in desired.chains.items() if ref.table == table}
+    mine = {ref: rules for ref, rules in desired.chains.items() if (ref.table, ref.family) == table}
     yield from (NewChain(ref) for ref, rules in mine.items() if rules is not None and ref not in have)
-    yield from _unhook(table, desired, have)
     for ref, rules in mine.items():
         if rules is not None:
             yield from chain_edits(ref, have.get(ref, ()), rules)
-    yield from _hook(table, desired, have)
+    for ref in dict.fromkeys([*(ref for ref, _ in desired.hooks), *desired.heads]):
+        if (ref.table, ref.family) == table:
+            standing = have.get(ref, ())
+            yield from _single_edits(ref, standing, _builtin(ref, standing, desired), 0)
     gone = [ref for ref, rules in mine.items() if rules is None and ref in have]
     yield from (ReplaceRules(ref, ()) for ref in gone if any(isinstance(_target(r), Jump) for r in have[ref]))
     yield from (DeleteChain(ref) for ref in gone)
@@ -155,23 +226,15 @@ def _target(rule: AnyRule) -> object:
     return rule.target if isinstance(rule, Rule) else None
 
 
-def _hook(table: str, desired: Desired, have: Mapping[ChainRef, Rules]) -> Iterator[ChainEdit]:
-    added: dict[ChainRef, int] = {}
-    for (ref, rule), present in desired.hooks.items():
-        if ref.table == table and present and rule not in have.get(ref, ()):
-            length = len(have.get(ref, ())) + added.setdefault(ref, 0)
-            added[ref] += 1
-            yield InsertRule(ref, length, rule)
-
-
-def _unhook(table: str, desired: Desired, have: Mapping[ChainRef, Rules]) -> Iterator[ChainEdit]:
-    for (ref, rule), present in desired.hooks.items():
-        if ref.table == table and not present:
-            standing = list(have.get(ref, ()))
-            while rule in standing:
-                index = standing.index(rule)
-                del standing[index]
-                yield DeleteRule(ref, index, rule)
+def _builtin(ref: ChainRef, standing: Rules, desired: Desired) -> Rules:
+    """A built-in chain as it shall be: its head, what stands there besides, and at its end the hooks that it lacks."""
+    hooks = {rule: present for (where, rule), present in desired.hooks.items() if where == ref}
+    head = desired.heads.get(ref, ())
+    rest = [rule for rule in standing if not isinstance(rule, Rule) or hooks.get(rule, True)]
+    for rule in head:
+        if rule in rest:
+            rest.remove(rule)
+    return (*head, *rest, *(rule for rule, present in hooks.items() if present and rule not in (*head, *rest)))
 
 
 def chain_edits(ref: ChainRef, have: Rules, want: Rules) -> Iterator[ChainEdit]:
@@ -182,7 +245,11 @@ def chain_edits(ref: ChainRef, have: Rules, want: Rules) -> Iterator[ChainEdit]:
     if len(old) + len(new) > REWRITE_ABOVE:
         yield ReplaceRules(ref, want)
         return
-    position = head
+    yield from _single_edits(ref, old, new, head)
+
+
+def _single_edits(ref: ChainRef, old: Rules, new: Rules, position: int) -> Iterator[ChainEdit]:
+    """Inserts and deletes that make ``new`` of ``old``, which begins at ``position`` in the chain."""
     for tag, i1, i2, j1, j2 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if tag == "equal":
             position += i2 - i1
@@ -230,3 +297,44 @@ def _promote(desired: Desired, actual: Actual) -> Iterator[Step]:
         link = actual.links.get(interface)
         if link is None or link.promote_secondaries != on:
             yield SetPromoteSecondaries(interface, on)
+
+
+def _up(desired: Desired, actual: Actual) -> Iterator[SetUp]:
+    for interface, on in desired.up.items():
+        link = actual.links.get(interface)
+        if link is None or link.up != on:
+            yield SetUp(interface, on)
+
+
+def _policy_rules(desired: Desired, actual: Actual) -> Iterator[LinkStep]:
+    for rule, present in desired.policy_rules.items():
+        if present != rule.is_in(actual.policy_rules):
+            yield AddPolicyRule(rule) if present else DeletePolicyRule(rule)
+
+
+def _devices(desired: Desired, actual: Actual) -> Iterator[DeviceStep]:
+    """Make the devices that lack; one that has our name but is nothing of ours is the kernel's to refuse."""
+    for interface, device in desired.devices.items():
+        link = actual.links.get(interface)
+        if device is None or (link is not None and link.device == device):
+            continue
+        if link is not None and link.device is not None:
+            yield DeleteDevice(interface)
+        yield AddDevice(interface, device)
+
+
+def _devices_gone(desired: Desired, actual: Actual) -> Iterator[DeviceStep]:
+    gone = (interface for interface, device in desired.devices.items() if device is None)
+    yield from (DeleteDevice(interface) for interface in gone if interface in actual.links)
+
+
+def _masters(desired: Desired, actual: Actual) -> Iterator[SetMaster]:
+    for interface, master in desired.masters.items():
+        link = actual.links.get(interface)
+        if link is None or link.master != master:
+            yield SetMaster(interface, master)
+
+
+def _sysctls(desired: Desired, actual: Actual) -> Iterator[SetSysctl]:
+    wanted = desired.sysctls.items()
+    yield from (SetSysctl(name, value) for name, value in wanted if actual.sysctls.get(name) != value)

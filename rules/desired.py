@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rules import nat, share
+from rules import nat, qos, share
 from rules.nft import NftTable
 from rules.spec import GatewaySpec
-from rules.state import ROUTE_PROTOCOL, Actual, AddressKey, Desired, RouteEntry, RouteKey
+from rules.state import MAIN_TABLE, ROUTE_PROTOCOL, Actual, AddressKey, Desired, RouteEntry, RouteKey
 
 DEFAULT_V4 = RouteKey("0.0.0.0/0")
 DEFAULT_V6 = RouteKey("::/0")
@@ -32,8 +32,11 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
     """What the kernel shall look like.
 
     Of ``actual`` only our own leftovers are used (addresses and routes that bear our mark): what the spec no
-    longer names is stated as "is not there". Everything foreign stays unmentioned.
+    longer names is stated as "is not there". Everything foreign stays unmentioned. Raises qos.Unshapeable.
     """
+    limits = qos.statements(spec, actual.tc)
+    if not spec.initialized:
+        return Desired(tc=limits)
     arp_on = facts.arp == "on" or bool(spec.eips)
     external = spec.interfaces.external
     return Desired(
@@ -44,6 +47,7 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
         arp={} if facts.arp == "on" else {external: arp_on},
         promote_secondaries={external: True},
         nft=_nft(spec, actual),
+        tc=limits,
     )
 
 
@@ -72,6 +76,11 @@ def _routes(spec: GatewaySpec, actual: Actual) -> dict[RouteKey, RouteEntry | No
     leftovers: dict[RouteKey, RouteEntry | None] = {
         key: None
         for key, entry in actual.routes.items()
-        if entry.protocol == ROUTE_PROTOCOL and key not in wanted and key not in (DEFAULT_V4, DEFAULT_V6)
+        if _is_ours(key, entry) and key not in wanted and key not in (DEFAULT_V4, DEFAULT_V6)
     }
     return wanted | leftovers
+
+
+def _is_ours(key: RouteKey, entry: RouteEntry) -> bool:
+    """A NAT gateway's routes stand in the main table."""
+    return entry.protocol == ROUTE_PROTOCOL and key.table == MAIN_TABLE

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import reduce
 
 from rules import commands as c
+from rules.qos_commands import QosCommand, edit_qos
 from rules.spec import Dnat, Eip, Fip, GatewaySpec, Part, Route, SharedDnat, Snat
 
 
@@ -33,7 +34,10 @@ def edit(spec: GatewaySpec | None, command: c.Command) -> GatewaySpec:
     """
     if isinstance(command, c.Init):
         return _init(spec or GatewaySpec(), command)
-    if spec is None:
+    if isinstance(command, QosCommand):
+        # Limits need none of our chains, and Kube-OVN's script takes them before init, too.
+        return edit_qos(spec or GatewaySpec(initialized=False), command)
+    if spec is None or not spec.initialized:
         raise NotInitialized
     return _change(spec, command)
 
@@ -44,7 +48,7 @@ def edit_all(spec: GatewaySpec | None, commands: Iterable[c.Command]) -> Gateway
 
 
 def _init(spec: GatewaySpec, command: c.Init) -> GatewaySpec:
-    return spec if command.interfaces is None else spec.model_copy(update={"interfaces": command.interfaces})
+    return _with(spec, initialized=True, interfaces=command.interfaces or spec.interfaces)
 
 
 def _change(spec: GatewaySpec, command: c.Command) -> GatewaySpec:  # noqa: PLR0911, PLR0912 -- one line a command

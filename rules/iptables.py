@@ -22,15 +22,18 @@ from rules.ruleset import (
     DestinationPort,
     Dnat,
     Drop,
+    Family,
     Foreign,
     InInterface,
     InsertRule,
     Jump,
     Mark,
+    Masquerade,
     Match,
     NewChain,
     OutInterface,
     ReplaceRules,
+    Return,
     Rule,
     Rules,
     Ruleset,
@@ -47,7 +50,9 @@ PORT_MAX = 0xFFFF
 
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _ADDRESS = rf"{_BYTE}\.{_BYTE}\.{_BYTE}\.{_BYTE}"
-_PREFIX = rf"{_ADDRESS}/(?:3[0-2]|[12]?\d)"
+_PREFIX4 = rf"{_ADDRESS}/(?:3[0-2]|[12]?\d)"
+_PREFIX6 = r"(?=[0-9a-f]*:)[0-9a-f:]{2,39}/(?:12[0-8]|1[01]\d|[1-9]?\d)"
+_PREFIX = rf"(?:{_PREFIX4}|{_PREFIX6})"
 _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}"  # a trailing + would mean "any name that begins so"
 _PORT = r"(?:0|[1-9]\d{0,4})"
 _HEX = r"0x(?:0|[1-9a-f][0-9a-f]{0,7})"
@@ -56,12 +61,13 @@ _NAME = rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{CHAIN_NAME_MAX - 1}}}"
 # iptables-save prints -s -d -i -o -p first and the modules after them; ours stand in this one order.
 _RULE = re.compile(
     rf"(?:-s ({_PREFIX}) )?(?:-d ({_PREFIX}) )?(?:-i ({_INTERFACE}) )?(?:-o ({_INTERFACE}) )?"
-    rf"(?:-p (tcp|udp) -m \5 --dport ({_PORT}) )?"
+    rf"(?:-p (tcp|udp|sctp) -m \5 --dport ({_PORT}) )?"
     rf"(?:-m mark --mark ({_HEX})(?:/(?!0xf{{8}} )({_HEX}))? )?"
     rf"(?:-m conntrack --ctstate (DNAT) --ctorigdst ({_ADDRESS}) )?"
     rf"-j (?:DNAT --to-destination ({_ADDRESS})(?::({_PORT}))?"
     rf"|SNAT --to-source ({_ADDRESS})( --random-fully)?"
     rf"|MARK --set-xmark ({_HEX})/({_HEX})"
+    rf"|(MASQUERADE --random-fully)"
     rf"|({_NAME}))",
     re.ASCII,
 ).fullmatch
@@ -73,7 +79,7 @@ _EXTENSIONS = {
     *("ACCEPT", "RETURN", "QUEUE", "AUDIT", "CHECKSUM", "CLASSIFY", "CT", "DNAT", "ECN", "LOG", "MARK", "MASQUERADE"),
     *("NFLOG", "NFQUEUE", "NOTRACK", "REDIRECT", "REJECT", "SNAT", "SYNPROXY", "TRACE"),
 }
-_DROP = Drop()
+_BARE: dict[str, Target] = {"DROP": Drop(), "MASQUERADE": Masquerade(), "RETURN": Return()}
 
 
 def render_rule(rule: AnyRule) -> str:
@@ -110,7 +116,7 @@ def _match(match: Match) -> str:  # noqa: PLR0911 -- one line a match
             return f"-m conntrack --ctstate {state} --ctorigdst {orig_dst}"
 
 
-def _target(target: Target) -> str:
+def _target(target: Target) -> str:  # noqa: PLR0911 -- one line a target
     match target:
         case Jump(chain):
             return f"-j {chain}"
@@ -118,10 +124,14 @@ def _target(target: Target) -> str:
             return f"-j DNAT --to-destination {address}" + ("" if port is None else f":{port}")
         case Snat(address, random_fully):
             return f"-j SNAT --to-source {address}" + (" --random-fully" if random_fully else "")
+        case Masquerade(random_fully):
+            return "-j MASQUERADE" + (" --random-fully" if random_fully else "")
         case SetMark(value, mask):
             return f"-j MARK --set-xmark {value:#x}/{mask:#x}"
         case Drop():
             return "-j DROP"
+        case Return():
+            return "-j RETURN"
 
 
 @lru_cache(maxsize=1 << 16)  # a table is read before and after every change, and most of it is as it was
@@ -158,7 +168,7 @@ def parse_rule(text: str) -> AnyRule:
 
 def _parse_target(groups: list[str]) -> Target | None:
     """The groups of the target's part of the pattern; None where it is no target of ours."""
-    dnat, port, snat, random_fully, xmark, mask, name = groups
+    dnat, port, snat, random_fully, xmark, mask, masquerade, name = groups
     if dnat:
         number = int(port) if port else None
         return None if number is not None and number > PORT_MAX else Dnat(dnat, number)
@@ -166,13 +176,15 @@ def _parse_target(groups: list[str]) -> Target | None:
         return Snat(snat, random_fully is not None)
     if xmark:
         return SetMark(int(xmark, 16), int(mask, 16))
-    if name == "DROP":
-        return _DROP
-    return None if name in _EXTENSIONS else Jump(name)
+    if masquerade:
+        return Masquerade(random_fully=True)
+    return _BARE.get(name) or (None if name in _EXTENSIONS else Jump(name))
 
 
-def parse_save(text: str) -> Ruleset:
-    """What iptables-save printed, of one table or of several; comments, counters and policies are passed over.
+def parse_save(text: str, family: Family = 4) -> Ruleset:
+    """What iptables-save (family 6: ip6tables-save) printed, of one table or of several.
+
+    Comments, counters and policies are passed over.
 
     Raises ValueError on a line that iptables-save does not print.
     """
@@ -181,17 +193,17 @@ def parse_save(text: str) -> Ruleset:
     for line in _lines(text):
         if line.startswith("-A "):
             _, chain, *rule = line.split(" ", 2)
-            chains[ChainRef(table, chain)].append(parse_rule(rule[0] if rule else ""))
+            chains[ChainRef(table, chain, family)].append(parse_rule(rule[0] if rule else ""))
         elif line.startswith("["):  # [packets:bytes] -A ..., as -c prints it
             _, _, chain, *rule = line.split(" ", 3)
-            chains[ChainRef(table, chain)].append(parse_rule(rule[0] if rule else ""))
+            chains[ChainRef(table, chain, family)].append(parse_rule(rule[0] if rule else ""))
         elif line.startswith(":"):
-            chains[ChainRef(table, line[1:].partition(" ")[0])] = []
+            chains[ChainRef(table, line[1:].partition(" ")[0], family)] = []
         elif line.startswith("*"):
             table = line[1:].rstrip()
         elif line and not line.startswith("#") and line != "COMMIT":
             raise ValueError(f"not a line of iptables-save: {line!r}")
-    return Ruleset({ref: tuple(_known_jumps(ref.table, rules, chains)) for ref, rules in chains.items()})
+    return Ruleset({ref: tuple(_known_jumps(ref, rules, chains)) for ref, rules in chains.items()})
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -206,13 +218,14 @@ def _lines(text: str) -> Iterator[str]:
             yield line
 
 
-def _known_jumps(table: str, rules: Iterable[AnyRule], chains: Mapping[ChainRef, object]) -> Iterator[AnyRule]:
+def _known_jumps(ref: ChainRef, rules: Iterable[AnyRule], chains: Mapping[ChainRef, object]) -> Iterator[AnyRule]:
     """A jump to a chain that is not there is a target that we do not know."""
     for rule in rules:
-        if isinstance(rule, Rule) and isinstance(rule.target, Jump) and (table, rule.target.chain) not in chains:
-            yield Foreign(" ".join((*map(_match, rule.matches), _target(rule.target))))
-        else:
-            yield rule
+        match rule:
+            case Rule(matches, Jump(chain)) if ref._replace(chain=chain) not in chains:
+                yield Foreign(" ".join((*map(_match, matches), _target(rule.target))))
+            case _:
+                yield rule
 
 
 def render_save(ruleset: Ruleset) -> str:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Family = Literal[4, 6]
+"""A version of IP: each has tables, chains and rules of its own."""
+FAMILIES: tuple[Family, ...] = (4, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class OutInterface:
 
 @dataclass(frozen=True, slots=True)
 class DestinationPort:
-    """``-p tcp -m tcp --dport 80``: protocol (tcp or udp) and destination port."""
+    """``-p tcp -m tcp --dport 80``: protocol (tcp, udp or sctp) and destination port."""
 
     protocol: str
     port: int
@@ -90,6 +94,18 @@ class Snat:
 
 
 @dataclass(frozen=True, slots=True)
+class Masquerade:
+    """``-j MASQUERADE``: the address of the interface by which a packet leaves becomes its source."""
+
+    random_fully: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """``-j RETURN``: back to the chain that jumped here; in a built-in chain, the end of the table."""
+
+
+@dataclass(frozen=True, slots=True)
 class SetMark:
     """``-j MARK --set-xmark value/mask``: mark = (mark & ~mask) ^ value."""
 
@@ -102,7 +118,7 @@ class Drop:
     """``-j DROP``: the packet ends here."""
 
 
-Target = Jump | Dnat | Snat | SetMark | Drop
+Target = Jump | Dnat | Snat | Masquerade | SetMark | Drop | Return
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +140,11 @@ AnyRule = Rule | Foreign
 
 
 class ChainRef(NamedTuple):
-    """A chain by its table (nat, mangle) and name."""
+    """A chain by its table (nat, mangle), its name, and the version of IP whose packets it sees."""
 
     table: str
     chain: str
+    family: Family = 4
 
 
 Rules = tuple[AnyRule, ...]

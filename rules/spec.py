@@ -8,10 +8,22 @@ canonical text. Every part has a ``key``, its identity: what an ``add`` may not 
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_address, ip_network
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
@@ -69,6 +81,25 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
+def _decimal(value: object, unit: str, least: Decimal, most: Decimal) -> str:
+    """A decimal number as text without needless zeros; JSON numbers will do, too."""
+    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text, re.ASCII):
+        raise ValueError(f"{value!r} is not a decimal number of {unit}")
+    number = Decimal(text)
+    if not least <= number <= most:
+        raise ValueError(f"{text} {unit} is not between {least} and {most}")
+    return f"{number.normalize():f}"
+
+
+def _mbit(value: object) -> str:
+    return _decimal(value, "Mbit/s", Decimal("0.000008"), Decimal(10_000_000))
+
+
+def _mib(value: object) -> str:
+    return _decimal(value, "MB", Decimal(0), Decimal(1_000_000))
+
+
 IPv4 = Annotated[str, AfterValidator(_ipv4)]
 IPv6 = Annotated[str, AfterValidator(_ipv6)]
 IPv4WithPrefix = Annotated[str, AfterValidator(_ipv4_interface)]
@@ -82,6 +113,11 @@ SessionAffinity = Literal["None", "ClientIP"]
 AffinityTimeout = Annotated[int, Field(ge=1, le=86400, description="seconds")]
 Gateway4 = Annotated[IPv4 | None, BeforeValidator(_empty_is_none)]
 Gateway6 = Annotated[IPv6 | None, BeforeValidator(_empty_is_none)]
+Direction = Literal["egress", "ingress"]
+Mbit = Annotated[str, BeforeValidator(_mbit)]
+"""Megabits (10^6) per second, a decimal number."""
+MiB = Annotated[str, BeforeValidator(_mib)]
+"""Mebibytes (2^20 bytes), a decimal number."""
 
 
 class Part(BaseModel):
@@ -219,12 +255,109 @@ class Route(Part):
     cidr: Prefix = Field(examples=["10.0.2.0/24"])
     next_hop_ip: Address = Field(alias="nextHopIP", examples=["10.0.1.1"])
 
+    @model_validator(mode="after")
+    def _one_family(self) -> Self:
+        if ip_network(self.cidr).version != ip_address(self.next_hop_ip).version:
+            raise ValueError(f"{self.next_hop_ip} is not of the same address family as {self.cidr}")
+        return self
+
     @property
     def key(self) -> str:
         return self.cidr
 
     def __str__(self) -> str:
         return f"route {self.cidr} via {self.next_hop_ip}"
+
+
+PRIORITY_MAX = 65534
+
+
+def _priority(value: int, usual: int) -> int:
+    """0 is what a policy holds that names none; the kernel counts from 1 to 65535, and 65535 is the redirection's."""
+    if not 0 <= value <= PRIORITY_MAX:
+        raise ValueError(f"{value} is not a priority between 1 and {PRIORITY_MAX}")
+    return value or usual
+
+
+class EipLimit(Part):
+    """A bandwidth limit of one EIP (QoSPolicy bound to an EIP): what leaves by it, or what comes to it."""
+
+    eip: IPv4 = Field(examples=["192.168.0.10"])
+    direction: Direction = Field(examples=["egress"])
+    priority: int = Field(default=1, examples=[1])
+    rate_max: Mbit = Field(examples=["10"])
+    burst_max: MiB = Field(examples=["10"])
+
+    @field_validator("priority")
+    @classmethod
+    def _usual_priority(cls, value: int) -> int:
+        return _priority(value, 1)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.eip, self.direction)
+
+    def __str__(self) -> str:
+        return f"{self.direction} limit of EIP {self.eip}: {self.rate_max} Mbit/s"
+
+
+class LimitIdentity(Part):
+    """What tells the limits of interfaces apart: all that differ here hold at once, the lowest priority first.
+
+    ``matchValue`` is ``src <CIDR>`` or ``dst <CIDR>``; without ``matchType`` a limit is that of all IPv4 traffic.
+    """
+
+    direction: Direction = Field(examples=["egress"])
+    interface: InterfaceName = Field(examples=["net1"])
+    match_type: Literal["ip", ""] = ""
+    match_value: str = Field(default="", examples=["dst 203.0.113.0/24"])
+    priority: int = Field(default=0, validate_default=True, examples=[2])
+
+    @field_validator("match_value")
+    @classmethod
+    def _field_and_prefix(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("match_type") != "ip":
+            return ""
+        side, _, prefix = value.partition(" ")
+        if side not in ("src", "dst"):
+            raise ValueError(f"{value!r} is not src or dst and an IPv4 prefix")
+        return f"{side} {_ipv4_network(prefix)}"
+
+    @field_validator("priority")
+    @classmethod
+    def _usual_priority(cls, value: int, info: ValidationInfo) -> int:
+        return _priority(value, 2 if info.data.get("match_type") == "ip" else 3)
+
+    @model_validator(mode="after")
+    def _match_is_said(self) -> Self:
+        if self.match_type == "ip" and not self.match_value:
+            raise ValueError("matchType ip needs a matchValue")
+        return self
+
+    @property
+    def key(self) -> tuple[str, str, int, str, str]:
+        return (self.interface, self.direction, self.priority, self.match_type, self.match_value)
+
+
+class InterfaceLimit(LimitIdentity):
+    """A bandwidth limit of an interface (QoSPolicy bound to a gateway): of all its traffic or of a prefix's."""
+
+    rate_max: Mbit = Field(examples=["50"])
+    burst_max: MiB = Field(examples=["50"])
+
+    def __str__(self) -> str:
+        what = f" {self.match_value}" if self.match_value else ""
+        return f"{self.direction} limit {self.priority} of {self.interface}{what}: {self.rate_max} Mbit/s"
+
+
+def _limit_kind(value: Any) -> str:
+    of_eip = "eip" in value if isinstance(value, dict) else isinstance(value, EipLimit)
+    return "EipLimit" if of_eip else "InterfaceLimit"
+
+
+Limit = Annotated[
+    Annotated[EipLimit, Tag("EipLimit")] | Annotated[InterfaceLimit, Tag("InterfaceLimit")], Discriminator(_limit_kind)
+]
 
 
 class GatewaySpec(Part):
@@ -239,6 +372,12 @@ class GatewaySpec(Part):
     snats: Keyed[Snat] = Field(default_factory=Keyed)
     routes: Keyed[Route] = Field(default_factory=Keyed)
     shared_dnats: Keyed[SharedDnat] = Field(default_factory=Keyed)
+    qos: Keyed[Limit] = Field(default_factory=Keyed)
+    initialized: bool = Field(
+        default=True,
+        exclude_if=bool,
+        description="false while nothing but limits was asked for, which may come before `init`",
+    )
 
     @model_validator(mode="after")
     def _shared_or_exclusive(self) -> Self:

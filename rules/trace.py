@@ -29,8 +29,10 @@ from rules.ruleset import (
     InInterface,
     Jump,
     Mark,
+    Masquerade,
     Match,
     OutInterface,
+    Return,
     Rule,
     Ruleset,
     SetMark,
@@ -39,7 +41,7 @@ from rules.ruleset import (
     Target,
 )
 from rules.share import Service, Services
-from rules.state import Actual, AddressKey, RouteEntry, RouteKey
+from rules.state import MAIN_TABLE, Actual, AddressKey, RouteEntry, RouteKey
 
 _SERVICES = ChainRef("ip kube-ovn", "service-ips")
 
@@ -227,7 +229,7 @@ class _Walk:
             if isinstance(rule, Foreign):
                 self.meet_foreign(ref, index, rule)
             elif all(map(self.matches, rule.matches)) and (end := self.act(ref, index, rule)):
-                return end
+                return None if isinstance(end, Return) else end
         return None
 
     def meet_service(self) -> bool:
@@ -263,10 +265,22 @@ class _Walk:
             case Snat(address, random_fully):
                 self.packet = replace(self.packet, src=address)
                 what = f"source becomes {address}, " + ("any port" if random_fully else "the same port if it is free")
+            case Masquerade():
+                source = self.leaving_as()
+                self.packet = replace(self.packet, src=source)
+                what = f"source becomes {source}"
+            case Return():
+                what = "the rest of the chain is passed over"
             case Drop():
                 what = "dropped"
         self.steps.append(Step(ref, index, rule, what))
         return rule.target
+
+    def leaving_as(self) -> str:
+        """An address of the interface by which the packet leaves, or its own source where there is none."""
+        out = self.out.interface if self.out else None
+        own = (key.address.partition("/")[0] for key in self.host.addresses if key.interface == out)
+        return next(own, self.packet.src)
 
     def matches(self, match: Match) -> bool:  # noqa: PLR0911 -- one line a match
         match match:
@@ -297,7 +311,7 @@ def route(host: Host, destination: str) -> tuple[str, RouteEntry] | None:
 
 def _all_routes(host: Host) -> Iterator[tuple[str, RouteEntry]]:
     for key, entry in host.routes.items():
-        if ":" not in key.prefix:
+        if ":" not in key.prefix and key.table == MAIN_TABLE:
             yield key.prefix, entry
     for address in host.addresses:
         if ":" not in address.address:

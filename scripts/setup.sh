@@ -18,7 +18,10 @@ RUN_NEEDS=(
     ping:iputils-ping arping:iputils-arping tcpdump:tcpdump curl:curl
 )
 BUILD_NEEDS=(gcc:gcc /usr/include/stdio.h:libc6-dev)
-TEST_NEEDS=(iperf3:iperf3 nc:netcat-openbsd ethtool:ethtool /usr/lib/frr/bfdd:frr vtysh:frr bird:bird2 birdc:bird2)
+TEST_NEEDS=(
+    iperf3:iperf3 nc:netcat-openbsd ethtool:ethtool /usr/lib/frr/bfdd:frr vtysh:frr bird:bird2 birdc:bird2
+    ovs-vswitchd:openvswitch-switch ovn-northd:ovn-central ovn-controller:ovn-host
+)
 IMAGE_NEEDS=(
     podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap skopeo:skopeo catatonit:catatonit nsenter:util-linux
 )
@@ -43,7 +46,7 @@ quietly() {
     output=$("$@" </dev/null 2>&1) || { printf '%s\n' "$output" >&2; return 1; }
 }
 
-# Some packages bring a daemon (frr, bird2). The tests start their own; a package must not start one on this machine.
+# Some packages bring a daemon (frr, bird2, Open vSwitch, OVN). The tests start their own; a package must not start one on this machine.
 # policy-rc.d is what Debian asks before it starts a service; an existing one is the administrator's, and kept.
 apt_install() {
     local policy=/usr/sbin/policy-rc.d apt=(apt-get -qq -o DPkg::Lock::Timeout=300)
@@ -59,7 +62,10 @@ apt_install() {
     if [ -d /run/systemd/system ]; then
         case " $* " in
         *' frr '*) systemctl --quiet disable frr ;;&
-        *' bird2 '*) systemctl --quiet disable bird ;;
+        *' bird2 '*) systemctl --quiet disable bird ;;&
+        *' openvswitch-switch '*) systemctl --quiet disable openvswitch-switch ;;&
+        *' ovn-central '*) systemctl --quiet disable ovn-central ;;&
+        *' ovn-host '*) systemctl --quiet disable ovn-host ;;
         esac
     fi
 }
@@ -104,6 +110,8 @@ install_python() {
     mapfile -t packages < <(missing_packages "${BUILD_NEEDS[@]}")
     install_packages "${packages[@]}"
     if ! venv_usable; then
+        # Making it anew would empty the directory behind the link, which belongs to another checkout.
+        [ ! -L .venv ] || fail ".venv is a symbolic link to an environment that does not fit this checkout; remove the link first"
         choose_python
         say "making .venv with $python"
         "$python" -m venv --clear .venv

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from gateway.arp.conflict import Conflict
-from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft
+from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft, FakeShaper
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
@@ -44,6 +44,18 @@ STATE = {
             "sessionAffinity": "ClientIP",
             "sessionAffinityTimeoutSeconds": 600,
         }
+    ],
+    "qos": [
+        {"eip": "192.168.0.10", "direction": "egress", "priority": 1, "rateMax": "10", "burstMax": "0.5"},
+        {
+            "direction": "ingress",
+            "interface": "net1",
+            "matchType": "ip",
+            "matchValue": "src 203.0.113.0/24",
+            "priority": 2,
+            "rateMax": "2.5",
+            "burstMax": "0.3",
+        },
     ],
 }
 
@@ -91,7 +103,7 @@ class RecordingAnnouncer:
 
 def ports(kernel: FakeKernel) -> Kernel:
     """The fake kernel behind the ports of a transaction."""
-    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel))
+    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel))
 
 
 @dataclass

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.bfd import control
-from gateway.bfd.beacon import Beacon, parse, random
+from gateway.bfd.beacon import Beacon, Options, parse, random
 from gateway.bfd.loop import Loop, monotonic_us
 from gateway.bfd.packet import ControlPacket, Diag, State
 from gateway.bfd.server import DEADLINE, Server, line_protocol
@@ -284,11 +284,12 @@ def test_who_is_not_admitted_gets_nothing(own_run_dir: Path) -> None:
 
 
 def test_options_of_the_beacon() -> None:
-    assert parse(["--nofork", "--tee", "--listen=10.0.0.1", "--listen=FD00::1", "--control=127.0.0.1:9000"]) == (
-        ["10.0.0.1", "fd00::1"],
-        ["127.0.0.1:9000"],
+    assert parse(["--nofork", "--tee", "--listen=10.0.0.1", "--listen=FD00::1", "--control=127.0.0.1:9000"]) == Options(
+        ["10.0.0.1", "fd00::1"], ["127.0.0.1:9000"]
     )
-    assert parse([])[0][0] == "0.0.0.0"
+    assert parse([]).addresses[0] == "0.0.0.0"
+    assert parse(["--health"]).health
+    assert (parse([]).port, parse(["--multihop"]).port) == (3784, 4784)
     for bad in ("--listen=", "--listen=x", "--control=", "--frob", "word"):
         with pytest.raises(ValueError):
             parse([bad])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.bfd import control
+from gateway.bfd import control, natgw
 from gateway.bfd.beacon import Beacon
 from gateway.bfd.loop import Loop
 from gateway.bfd.packet import State
@@ -56,6 +56,8 @@ def test_settings_of_a_pod() -> None:
     assert str(settings.socket_path) == "/var/run/kube-ovn/bfdd-supervisor/control.sock"
     assert str(settings.state_path) == "/var/run/kube-ovn/bfdd-supervisor/state.json"
     assert settings.metrics_address == ":10669"
+    assert not settings.multihop
+    assert Settings.read({**GOOD, "NATGW_BFD_MULTIHOP": "on"}).multihop
 
 
 def test_defaults_and_places() -> None:
@@ -336,6 +338,8 @@ def environment(run_dir: Path, **more: str) -> dict[str, str]:
         **os.environ,
         "NATGW_RUN_DIR": str(run_dir),
         "NATGW_PYTHON": sys.executable,
+        # This machine need not be a gateway.
+        "NATGW_BFD_HEALTH": "off",
         "PATH": f"{ROOTFS / 'usr' / 'bin'}:{os.environ['PATH']}",
         **more,
     }
@@ -400,6 +404,62 @@ def test_the_supervisor_as_a_program(tmp_path: Path) -> None:
         assert process.wait(10) == 0
     assert not (tmp_path / "bfdd-supervisor" / "control.sock").exists()
     assert (tmp_path / "bfdd-supervisor" / "state.json").exists()
+
+
+NATGW = ROOTFS / "usr/bin/natgw"
+
+
+def test_natgw_in_a_pod_that_speaks_bfd(tmp_path: Path) -> None:
+    local, remote = loopback(), loopback()
+    ours = environment(
+        tmp_path,
+        POD_IPS=local,
+        BFD_PEER_IPS=remote,
+        BFD_MIN_TX="50",
+        BFD_MIN_RX="50",
+        BFDD_METRICS_ADDRESS=f"127.0.0.1:{free_port()}",
+    )
+    theirs = environment(tmp_path / "peer")
+    for words in (["drain"], ["undrain"]):
+        nobody = run(ours, NATGW, *words)
+        assert (nobody.returncode, nobody.stdout) == (3, "")
+        assert nobody.stderr.startswith("natgw: no BFD supervisor answers on ")
+    with (
+        background(ours, SUPERVISOR, "run"),
+        background(theirs, ROOTFS / "usr/bin/bfdd-beacon", f"--listen={remote}"),
+    ):
+        run(theirs, "bfdd-control", "allow", local)
+        end = time.monotonic() + 15
+        while run(ours, SUPERVISOR, "ready").returncode != 0:
+            assert time.monotonic() < end
+        status = run(ours, NATGW, "status")
+        assert (status.returncode, status.stderr) == (0, "")
+        assert status.stdout.splitlines()[:2] == ["ready       yes", f"session     {local} - {remote}: Up"]
+        assert json.loads(run(ours, NATGW, "status", "--json").stdout)["Health"] is None
+        assert "natgw_bfd_draining 0" in run(ours, NATGW, "metrics").stdout.splitlines()
+        drained = run(ours, NATGW, "drain", "--wait")
+        assert drained.returncode == 0
+        assert f"session     {local} - {remote}: AdminDown" in drained.stdout.splitlines()
+        assert "drain       done" in drained.stdout
+        assert run(ours, NATGW, "undrain").returncode == 0
+        while run(ours, SUPERVISOR, "ready").returncode != 0:
+            assert time.monotonic() < end
+        assert run(ours, NATGW, "drain", "now").returncode == 2
+
+
+def test_whose_words_natgw_are(tmp_path: Path) -> None:
+    environ = {"NATGW_RUN_DIR": str(tmp_path)}
+    assert natgw.concerns(["drain"], environ)
+    assert not natgw.concerns(["status"], environ), "nothing runs here: the NAT daemon's client says so"
+    assert not natgw.concerns([], environ)
+    (tmp_path / "bfdd-supervisor").mkdir()
+    with socket.socket(socket.AF_UNIX) as supervisor:
+        supervisor.bind(str(tmp_path / "bfdd-supervisor" / "control.sock"))
+        assert natgw.concerns(["status"], environ)
+        assert natgw.concerns(["metrics"], environ)
+        assert not natgw.concerns(["export"], environ)
+        (tmp_path / "api.sock").touch()
+        assert not natgw.concerns(["status"], environ), "where there is a NAT daemon, it is meant"
 
 
 @pytest.mark.parametrize("argv", [(), ("help",), ("live", "now"), ("run", "run")])

@@ -76,6 +76,13 @@ def test_ttl_refused(ttl: int) -> None:
     assert entry.session.state is State.DOWN
 
 
+def test_multihop_takes_any_ttl() -> None:
+    sessions = SessionTable(FAST, lambda remote: [LEFT], random.Random(1).random, minimum_ttl=0)
+    sessions.allow(RIGHT, 0)
+    assert sessions.receive(payload(), LEFT, RIGHT, 3, 0) is not None
+    assert sessions.entries[0].session.state is State.INIT
+
+
 def test_malformed_is_counted_by_reason() -> None:
     sessions, _ = allowed()
     assert sessions.receive(b"short", LEFT, RIGHT, 255, 0) is None

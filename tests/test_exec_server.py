@@ -119,7 +119,13 @@ def test_a_verb_is_one_change(tmp_path: Path) -> None:
 def test_every_verb_but_init_needs_init(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as world:
-            for line in (EIP, "eip-del ,", "floating-ip-del ,", "subnet-route-add", "ext-subnet-route-del x,y"):
+            for line in (
+                EIP,
+                "eip-del ,",
+                "floating-ip-del ,",
+                "subnet-route-add",
+                "ext-subnet-route-del 172.18.0.0/16,172.18.0.1",
+            ):
                 assert await world.call(line) == Reply(1, "", "nat gateway not initialized\n"), line
                 assert await world.call(line, GATEWAY_V4="172.18.0.1") == Reply(1, "", "nat gateway not initialized\n")
             assert (await world.call("help")).code == 0

@@ -12,7 +12,7 @@ from api.execverbs import VERBS, Change, IptablesVersion, parse
 from api.execwire import BadRequest, Reply, Request, conflict, decode_reply, decode_request, failure, success
 from rules import commands as c
 from rules.edit import Conflict, NotInitialized, edit_all
-from rules.spec import Backend, GatewaySpec, Interfaces
+from rules.spec import Backend, EipLimit, GatewaySpec, InterfaceLimit, Interfaces
 
 RELEASES = ("1.12", "1.13", "1.14", "1.15", "1.16", "1.17")
 
@@ -65,6 +65,10 @@ SHARED_GONE = c.SharedDnatDel(eip="172.18.0.21", external_port=80, protocol="tcp
         ("init", [c.Init()]),
         ("init net1,net2", [c.Init(interfaces=Interfaces(vpc="net1", external="net2"))]),
         ("init 10.96.0.0/12,10.0.1.1", [c.Init(), c.RouteAdd(cidr="10.96.0.0/12", next_hop_ip="10.0.1.1")]),
+        *(
+            (f"init {word}", [c.Init(), c.RouteAdd(cidr="10.96.0.0/12", next_hop_ip="10.0.1.1")])
+            for word in ("10.96.0.0/12,10.0.1.1,fd00::1", "10.96.0.0/12,fd00:10::/112,10.0.1.1,fd00::1")
+        ),
         ("init ,", [c.Init()]),
         (
             "subnet-route-add 10.0.2.0/24,10.0.1.1 10.0.3.0/24,10.0.1.1",
@@ -134,6 +138,8 @@ def test_half_an_identity_names_nothing(line: str) -> None:
         ("init a,b c,d", "twice"),
         ("init 10.96.0.0/12", "nextHopIP is missing"),
         ("init 10.96.0.0/33,10.0.1.1", "cidr"),
+        ("init 10.96.0.0/12,10.0.1.1,10.0.1.2", "more than 2 fields"),
+        ("init 10.96.0.0/12,10.0.1.1,:", "neither"),
         ("subnet-route-add 10.0.2.0/24", "nextHopIP is missing"),
         ("subnet-route-add 10.0.2.0/24,10.0.1.1,x", "more than 2 fields"),
         ("subnet-route-add x,10.0.1.1", "cidr"),
@@ -182,6 +188,92 @@ def test_malformed_rules_are_named_with_their_field(line: str, says: str) -> Non
     told = refusal_of(line)
     assert told.startswith(line.split(maxsplit=1)[0])
     assert says in told
+
+
+NIC = {"direction": "egress", "interface": "net1", "rateMax": "50", "burstMax": "50"}
+
+
+@pytest.mark.parametrize(
+    ("line", "limits"),
+    [
+        (
+            "eip-egress-qos-add 172.18.0.20,0,10,10",
+            [EipLimit(eip="172.18.0.20", direction="egress", priority=1, rate_max="10", burst_max="10")],
+        ),
+        (
+            "eip-ingress-qos-add 172.18.0.20,1,0.5,0.06 172.18.0.20,7,2.5,0.3",
+            [EipLimit(eip="172.18.0.20", direction="ingress", priority=7, rate_max="2.5", burst_max="0.3")],
+        ),
+        ("qos-add egress,net1,0,matchall,,,,50,50", [InterfaceLimit.model_validate({**NIC, "priority": 3})]),
+        ("qos-add egress,,3,matchall,,,,50,50", [InterfaceLimit.model_validate({**NIC, "priority": 3})]),
+        (
+            "qos-add ingress,,3,matchall,,,,50,50",
+            [InterfaceLimit.model_validate({**NIC, "direction": "ingress", "interface": "eth0", "priority": 3})],
+        ),
+        (
+            "qos-add egress,net1,0,u32,ip,dst,10.0.1.9/16,50,50",
+            [InterfaceLimit.model_validate({**NIC, "priority": 2, "matchType": "ip", "matchValue": "dst 10.0.0.0/16"})],
+        ),
+    ],
+)
+def test_limits_stand_before_init_and_go_again(line: str, limits: list[EipLimit | InterfaceLimit]) -> None:
+    spec = edit_all(None, commands_of(line, GATEWAY_V4="192.168.0.1"))
+    assert spec is not None
+    assert list(spec.qos) == limits
+    with pytest.raises(NotInitialized):
+        edit_all(spec, commands_of("eip-add 172.18.0.20/16"))
+    initialized = edit_all(spec, commands_of("init"))
+    assert initialized == GatewaySpec(qos=spec.qos)
+    verb, rule = line.split(maxsplit=1)[0], line.rsplit(maxsplit=1)[-1]
+    gone = rule if verb == "qos-add" else rule.split(",")[0]
+    assert edit_all(initialized, commands_of(f"{verb.removesuffix('add')}del {gone}")) == GatewaySpec()
+    if verb == "qos-add":
+        seven = ",".join(rule.split(",")[:7])
+        assert edit_all(initialized, commands_of(f"qos-del {seven}")) == GatewaySpec()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eip-egress-qos-del 172.18.0.20",
+        "eip-ingress-qos-del ,",
+        "qos-del egress,net1,3,matchall,,,,50,50",
+        "qos-del ,,,,,,,,",
+        "qos-del egress,net1,2,u32,ip,dst,2001:db8::/64,,",
+        "qos-del egress,net1,100000,matchall,,,,,",
+        "qos-del ingress,verylongname12,3,matchall,,,,,",
+    ],
+)
+def test_a_limit_that_is_not_there_or_cannot_be_is_deleted_with_success(line: str) -> None:
+    spec = GatewaySpec()
+    assert edit_all(spec, commands_of(line)) == spec
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("qos-add egress,net1,3,matchall,,,,,", "rateMax: '' is not a decimal number of Mbit/s"),
+        ("qos-add egress,net1,3,matchall,,,,10,", "burstMax: '' is not a decimal number of MB"),
+        ("eip-egress-qos-add 172.18.0.20,1,,10", "rateMax: ''"),
+        ("eip-egress-qos-add 172.18.0.20,1,-5,10", "rateMax: '-5'"),
+        ("eip-egress-qos-add 172.18.0.20,1,0,10", "rateMax: 0 Mbit/s"),
+        ("eip-egress-qos-add 172.18.0.20,1,1e3,10", "rateMax: '1e3'"),
+        ("eip-egress-qos-add 172.18.0.20,x,10,10", "priority: 'x' is not a priority"),
+        ("eip-egress-qos-add 172.18.0.20,1,10,10,10", "more than 4 fields"),
+        ("eip-egress-qos-add 172.18.0.20,1,10", "burstMax is missing"),
+        ("qos-add up,net1,3,matchall,,,,1,1", "direction"),
+        ("qos-add egress,net1,3,flower,,,,1,1", "classifier: 'flower'"),
+        ("qos-add egress,net1,3,u32,tcp,dst,10.0.0.0/8,1,1", "matchType: 'tcp'"),
+        ("qos-add egress,net1,3,u32,ip,any,10.0.0.0/8,1,1", "matchValue: 'any 10.0.0.0/8'"),
+        ("qos-add egress,net1,3,u32,ip,dst,2001:db8::/64,1,1", "matchValue"),
+        ("qos-add egress,net1,3,u32,ip,dst,10.0.0.0/33,1,1", "matchValue"),
+        ("qos-add egress,net1,70000,matchall,,,,1,1", "70000 is not a priority between 1 and 65534"),
+        ("qos-add egress,net1,3,matchall,,,,1,1,1", "more than 9 fields"),
+        ("qos-del egress,net1", "priority is missing"),
+    ],
+)
+def test_malformed_limits_are_named_with_their_field(line: str, says: str) -> None:
+    assert says in refusal_of(line)
 
 
 def test_one_bad_rule_refuses_the_whole_call() -> None:

@@ -175,7 +175,9 @@ def test_one_body_with_two_contradicting_objects_is_a_conflict(ready: Face) -> N
         ("snats", [{"eip": "192.168.0.10", "cidr": "10.0.1.0/24"}], "snats.0.cidr", "unknown field"),
         ("gatewayV4", "224.0.0.1", "gatewayV4", "not a unicast address"),
         ("interfaces", {"vpc": "net1", "external": "net1"}, "interfaces", "cannot be both"),
-        ("qos", [], "qos", "unknown field"),
+        ("limits", [], "limits", "unknown field"),
+        ("qos", [{"eip": "192.168.0.10", "direction": "up"}], "qos.0.direction", "'egress' or 'ingress'"),
+        ("qos", [{"interface": "net1", "direction": "egress", "rateMax": ""}], "qos.0.rateMax", "decimal number"),
         ("eips", "192.168.0.10/24", "eips", "list"),
     ],
 )

@@ -44,6 +44,13 @@ STANDING: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"cidr": "10.0.2.0/24", "nextHopIP": "10.0.1.1"},
         {"cidr": "10.0.2.0/24", "nextHopIP": "10.0.1.2"},
     ),
+    ("qos", "eips/192.168.0.10/egress", STATE["qos"][0], {**STATE["qos"][0], "rateMax": "0.5", "priority": 4}),
+    (
+        "qos",
+        "interfaces/net1/ingress/2/src/203.0.113.0/24",
+        STATE["qos"][1],
+        {**STATE["qos"][1], "burstMax": "1"},
+    ),
 ]
 FIELDS = {"shared-dnats": "sharedDnats"}  # where the wire does not name a collection as its path does
 KINDS = pytest.mark.parametrize(("kind", "path", "standing", "other"), STANDING, ids=[s[0] for s in STANDING])
@@ -115,6 +122,10 @@ def test_before_init_there_is_nothing_and_nothing_can_be_made(
         ("dnats/192.168.0.11/8888/tcp", STATE["dnats"][0], "eip"),
         ("snats/192.168.0.10/10.0.1.0/25", STATE["snats"][0], "internalCIDR"),
         ("routes/10.0.3.0/24", STATE["routes"][0], "cidr"),
+        ("qos/eips/192.168.0.11/egress", STATE["qos"][0], "eip"),
+        ("qos/eips/192.168.0.10/ingress", STATE["qos"][0], "direction"),
+        ("qos/interfaces/net1/ingress/3/src/203.0.113.0/24", STATE["qos"][1], "priority"),
+        ("qos/interfaces/net1/ingress/2/dst/203.0.113.0/24", STATE["qos"][1], "matchValue"),
     ],
 )
 def test_path_and_body_must_speak_of_one_object(ready: Face, path: str, body: dict[str, Any], field: str) -> None:
@@ -137,6 +148,10 @@ def test_path_and_body_must_speak_of_one_object(ready: Face, path: str, body: di
         ("routes/10.0.2.0/33", "len"),
         ("routes/2001:db8::/129", "len"),
         ("routes/x/24", "addr"),
+        ("qos/eips/x/egress", "eip"),
+        ("qos/eips/192.168.0.10/out", "direction"),
+        ("qos/interfaces/net1/egress/0", "priority"),
+        ("qos/interfaces/net1/egress/2/any/10.0.0.0/8", "side"),
     ],
 )
 def test_a_path_that_names_no_object_says_which_part_is_wrong(ready: Face, path: str, field: str) -> None:
@@ -150,6 +165,16 @@ def test_identities_are_compared_in_their_canonical_form(ready: Face) -> None:
     assert ready("GET", "/v1/snats/192.168.0.10/10.0.1.77/24").json() == STATE["snats"][0]
     body = {"eip": "192.168.0.10", "internalCIDR": "10.0.1.7/24"}
     assert ready("PUT", "/v1/snats/192.168.0.10/10.0.1.0/24", body).json()["changed"] is False
+
+
+def test_an_interfaces_limit_without_a_match_has_a_path_of_its_own(ready: Face) -> None:
+    body = {"interface": "net1", "direction": "egress", "priority": 3, "rateMax": 50, "burstMax": "50"}
+    created = ready("PUT", "/v1/qos/interfaces/net1/egress/3", body)
+    assert created.status_code == 201
+    assert any(step["text"].startswith("tc class replace dev net1") for step in created.json()["plan"]["steps"])
+    stands = ready("GET", "/v1/qos/interfaces/net1/egress/3").json()
+    assert stands == {**body, "rateMax": "50", "matchType": "", "matchValue": ""}
+    assert ready("DELETE", "/v1/qos/interfaces/net1/egress/3").status_code == 204
 
 
 def test_a_prefix_may_be_everything(ready: Face) -> None:

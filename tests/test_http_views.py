@@ -28,7 +28,15 @@ def test_status_before_and_after_init(http: Face) -> None:
     http("PUT", "/v1/gateway", STATE)
     after = http("GET", "/v1/status").json()
     assert after["initialized"] is True
-    assert after["counts"] == {"eips": 2, "fips": 1, "dnats": 1, "snats": 1, "routes": 1, "sharedDnats": 1}
+    assert after["counts"] == {
+        "eips": 2,
+        "fips": 1,
+        "dnats": 1,
+        "snats": 1,
+        "routes": 1,
+        "sharedDnats": 1,
+        "qos": 2,
+    }
     assert after["transactions"] == {"committed": 1, "unchanged": 0, "failed": 0}
     assert Status.model_validate(after).arp.on is True
 
@@ -88,14 +96,20 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
     item = {"get", "put", "delete"}
     assert paths == {
         "/v1/gateway": {"get", "put", "patch"},
-        **{f"/v1/{kind}": {"get"} for kind in ("eips", "fips", "dnats", "snats", "routes", "shared-dnats")},
+        **{f"/v1/{kind}": {"get"} for kind in ("eips", "fips", "dnats", "snats", "routes", "shared-dnats", "qos")},
         "/v1/eips/{ip}": item,
         "/v1/fips/{eip}": item,
         "/v1/dnats/{eip}/{port}/{protocol}": item,
         "/v1/snats/{eip}/{addr}/{len}": item,
         "/v1/shared-dnats/{eip}/{port}/{protocol}": item,
         "/v1/routes/{addr}/{len}": item,
-        **{path: {"get"} for path in ("/v1/status", "/v1/ruleset", "/v1/explain", "/healthz", "/readyz")},
+        "/v1/qos/eips/{eip}/{direction}": item,
+        "/v1/qos/interfaces/{interface}/{direction}/{priority}": item,
+        "/v1/qos/interfaces/{interface}/{direction}/{priority}/{side}/{addr}/{len}": item,
+        **{
+            path: {"get"}
+            for path in ("/v1/status", "/v1/load-balancer", "/v1/ruleset", "/v1/explain", "/healthz", "/readyz")
+        },
     }
 
 
@@ -109,7 +123,7 @@ def test_problems_are_declared_with_their_media_type(http: Face) -> None:
 
 def test_fields_have_the_names_of_the_wire(http: Face) -> None:
     schemas = openapi(http)["components"]["schemas"]
-    assert set(schemas["GatewaySpec"]["properties"]) == set(STATE)
+    assert set(schemas["GatewaySpec"]["properties"]) == {*STATE, "initialized"}
     assert set(schemas["Snat"]["properties"]) == {"eip", "internalCIDR", "randomFully"}
 
 

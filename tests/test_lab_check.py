@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.check import refusals
+from lab.check import Refused, refusals
 from lab.manifests import read
-from lab.plan import Refused, plan
+from lab.plan import plan
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 EXTERNAL = (EXAMPLES / "seeds" / "002-04-external-network.yaml").read_text(encoding="utf-8")

@@ -105,7 +105,10 @@ class Kernel:
             if words[:2] == ["route", "add"]:
                 table = words[words.index("table") + 1]
                 hops = [words[i + 1] for i, word in enumerate(words) if word == "via"]
-                assert words[3] in ("via", "dev", "nexthop")
+                assert (words[3], words[5] in ("via", "dev", "nexthop")) == (
+                    "table",
+                    True,
+                )  # ip takes no table after next hops
                 self.tables.setdefault(table, []).append((NET(words[2]), hops))
             elif words[:3] == ["rule", "del", "pref"]:
                 deleted.append(words[3])

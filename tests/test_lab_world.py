@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.check import Refused
 from lab.manifests import read
-from lab.plan import Refused, netns_name, plan
+from lab.plan import plan
 from lab.topology import steps, sysctls
-from lab.world import World
+from lab.world import World, netns_name
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

@@ -88,7 +88,7 @@ def test_delta_then_undo_returns(old: GatewaySpec, new: GatewaySpec, fresh: bool
     before = some.both_pods() if fresh else some.settled(old)
     plan = delta(desired(new, Facts(), before), before)
     after = apply(plan, before)
-    assert apply(undo(plan, before, after), after) == before
+    assert some.bare(apply(undo(plan, before, after), after)) == some.bare(before)
 
 
 @some.quick
@@ -98,7 +98,7 @@ def test_a_plan_that_was_cut_short_is_undone_too(old: GatewaySpec, new: GatewayS
     plan = delta(desired(new, Facts(), before), before)
     done = data.draw(st.integers(0, len(plan.steps)))
     midway = apply(replace(plan, steps=plan.steps[:done]), before)
-    assert apply(undo(plan, before, midway), midway) == before
+    assert some.bare(apply(undo(plan, before, midway), midway)) == some.bare(before)
 
 
 @some.quick

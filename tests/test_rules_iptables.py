@@ -27,6 +27,7 @@ from rules.ruleset import (
     InsertRule,
     Jump,
     Mark,
+    Masquerade,
     NewChain,
     OutInterface,
     ReplaceRules,
@@ -127,7 +128,7 @@ def test_a_saved_ruleset_is_read_with_counters_comments_and_warnings_passed_over
             ChainRef("mangle", "FORWARD"): (Foreign('-m comment --comment "a\n:b \\"*nat" -j RETURN'),),
             ChainRef("mangle", "VPC_MARK"): (Rule((InInterface("eth0"),), SetMark(1, 1)),),
             ChainRef("nat", "PREROUTING"): (Foreign("-p tcp"), Foreign("")),
-            ChainRef("nat", "SHARED_SNAT"): (Foreign("-j NOT_A_CHAIN"), Foreign("-s 10.0.0.0/8 -j MASQUERADE")),
+            ChainRef("nat", "SHARED_SNAT"): (Foreign("-j NOT_A_CHAIN"), Rule((Source("10.0.0.0/8"),), Masquerade())),
         }
     )
 
@@ -152,7 +153,7 @@ def test_an_unknown_line_is_an_error() -> None:
         Rule((Source("10.0.0.0/8 -d 10.0.0.1/32"),), Drop()),
         Rule((Source("10.0.0.1"),), Drop()),
         Rule((Source("10.0.0.0/8\n"),), Drop()),
-        Rule((DestinationPort("sctp", 80),), Drop()),
+        Rule((DestinationPort("icmp", 80),), Drop()),
         Rule((DestinationPort("tcp", 65536),), Drop()),
         Rule((), ToDestination("10.0.0.1", 70000)),
         Rule((), ToDestination("10.0.0.1 --random")),

@@ -173,7 +173,9 @@ def test_without_its_files_the_spec_is_read_from_the_kernel(tmp_path: Path) -> N
     first.service.close()
     writes = first.kernel.writes
     second = gateway(tmp_path / "two", first.kernel)
-    assert second.service.spec == example()
+    assert second.service.spec is not None
+    assert sorted(second.service.spec.qos, key=str) == sorted(example().qos, key=str)
+    assert second.service.spec.model_copy(update={"qos": example().qos}) == example()
     assert second.kernel.writes == writes
 
 

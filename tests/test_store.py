@@ -29,15 +29,15 @@ def test_claimed_addresses_are_kept(tmp_path: Path) -> None:
 def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
     store = Store(tmp_path / "state")
     store.save(Stored(example()))
-    assert store.path.stat().st_mode & 0o077 == 0
-    assert store.path.parent.stat().st_mode & 0o077 == 0
+    assert (tmp_path / "state/spec.json").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "state").stat().st_mode & 0o077 == 0
 
 
 def test_the_generation_before_is_kept(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.save(Stored(example()))
     store.save(Stored(GatewaySpec()))
-    (tmp_path / "spec.json.1").replace(store.path)
+    (tmp_path / "spec.json.1").replace(tmp_path / "spec.json")
     assert store.load() == Stored(example())
 
 
@@ -47,7 +47,7 @@ def test_a_damaged_file_is_set_aside_and_reported(
 ) -> None:
     store = Store(tmp_path)
     store.save(Stored(example()))
-    text = store.path.read_text()
+    text = (tmp_path / "spec.json").read_text()
     document = json.loads(text)
     damaged = {
         "truncate": text[: len(text) // 2],
@@ -56,10 +56,10 @@ def test_a_damaged_file_is_set_aside_and_reported(
         "shape": json.dumps([1, 2]),
         "empty": "",
     }[damage]
-    store.path.write_text(damaged)
+    (tmp_path / "spec.json").write_text(damaged)
     assert store.load() is None
     assert (tmp_path / "spec.json.corrupt").read_text() == damaged
-    assert not store.path.exists()
+    assert not (tmp_path / "spec.json").exists()
     assert "set aside" in caplog.text
 
 

@@ -20,7 +20,7 @@ AUTO = Facts("auto")
 
 def state_of(kernel: FakeKernel) -> tuple[object, ...]:
     """Everything a transaction may change, with the order of chains and addresses left out."""
-    return copy.deepcopy((kernel.chains, kernel.addresses, kernel.routes, kernel.links, kernel.nft))
+    return copy.deepcopy((kernel.chains, kernel.addresses, kernel.routes, kernel.links, kernel.nft, dict(kernel.tc)))
 
 
 class FailAt:

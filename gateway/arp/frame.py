@@ -84,6 +84,11 @@ def announcement(mac: bytes, address: IPv4Address) -> bytes:
     return ArpFrame(BROADCAST, mac, REQUEST, mac, address, ZERO, address).encode()
 
 
+def request(mac: bytes, source: IPv4Address, target: IPv4Address) -> bytes:
+    """The ordinary question who holds ``target`` (RFC 826), asked by ``mac`` as ``source``."""
+    return ArpFrame(BROADCAST, mac, REQUEST, mac, source, ZERO, target).encode()
+
+
 def parse(frame: bytes) -> ArpFrame:
     """Read a received frame; padding behind the 42 bytes is allowed. Raises MalformedFrame, nothing else."""
     if len(frame) < LENGTH:

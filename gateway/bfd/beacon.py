@@ -9,15 +9,19 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
-from gateway.bfd import control
+from gateway.bfd import control, healthwatch
 from gateway.bfd.commands import STATE_NAMES, Commands, diag_name
+from gateway.bfd.drain import Drain, Phase
 from gateway.bfd.loop import Loop
 from gateway.bfd.server import Server, line_protocol, same_user_or_root
 from gateway.bfd.session import SessionConfig, StateChange
+from gateway.bfd.settings import HealthSettings, drain_grace
 from gateway.bfd.speaker import Speaker
-from gateway.bfd.table import Entry, SessionTable
-from gateway.bfd.udp import Network, UdpNetwork, canonical, wildcards
+from gateway.bfd.table import MINIMUM_TTL, Entry, SessionTable
+from gateway.bfd.udp import CONTROL_PORT, MULTIHOP_PORT, Network, UdpNetwork, canonical, wildcards
+from gateway.bfd.withdrawal import Withdrawal
 
 STDOUT = 1
 
@@ -41,19 +45,44 @@ def log(line: str) -> None:
 
 
 class Beacon:
-    """A speaker with its control face. Raises OSError when an address or a channel cannot be had."""
+    """A speaker with its control face. Raises OSError when an address or a channel cannot be had.
 
-    def __init__(self, loop: Loop, network: Network, defaults: SessionConfig, channels: Sequence[str]) -> None:
+    ``grace`` is how long ``end`` may take while traffic moves elsewhere, in microseconds. On the port of multihop BFD
+    (RFC 5883) any TTL is taken.
+    """
+
+    def __init__(
+        self, loop: Loop, network: Network, defaults: SessionConfig, channels: Sequence[str], grace: int = 0
+    ) -> None:
         self.loop = loop
-        self.table = SessionTable(defaults, network.locals_for, random)
+        minimum_ttl = 0 if network.port == MULTIHOP_PORT else MINIMUM_TTL
+        self.table = SessionTable(defaults, network.locals_for, random, minimum_ttl)
         self.observers: list[Callable[[Entry, StateChange], None]] = []
         """Told of every change of state."""
         self.speaker = Speaker(self.table, network, loop, self._changed, self._send_failed)
+        self.withdrawal = Withdrawal(loop, self.speaker)
+        self.drain = Drain(loop, self.speaker, self.withdrawal, grace=grace, done=self._drained)
+        self._ending = False
         self.commands = Commands(self.table, self.speaker.did, loop.stop)
         self._servers = [
             Server(loop, control.listen(channel), line_protocol(self._command), same_user_or_root)
             for channel in channels
         ]
+
+    def end(self) -> None:
+        """Stop the loop once the traffic has moved elsewhere, or when asked a second time."""
+        if self._ending or self.drain.phase is Phase.DONE:
+            self.loop.stop()
+            return
+        self._ending = True
+        log("ending: the traffic is sent elsewhere first")
+        self.drain.begin()
+
+    def _drained(self) -> None:
+        said = self.drain.status()
+        log(f"drained: peers told after {said['ToldAfter']} s, last packet forwarded after {said['MovedAfter']} s")
+        if self._ending:
+            self.loop.stop()
 
     def close(self) -> None:
         """Fall silent and close every socket."""
@@ -80,19 +109,36 @@ class Beacon:
         log(f"session {entry.id} local={entry.local} remote={entry.remote}: cannot send: {error.strerror}")
 
 
-def stop_on_signals(loop: Loop) -> None:
-    """SIGTERM and SIGINT end ``loop.run``, also while it waits."""
+def on_signals(loop: Loop, asked: Callable[[], None]) -> None:
+    """Call ``asked`` inside the loop for every SIGTERM and SIGINT, also while it waits."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.stop())
-    loop.watch(read_end, lambda: None)
+        signal.signal(number, lambda *_: None)
+
+    def read() -> None:
+        for number in os.read(read_end, 64):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                asked()
+
+    loop.watch(read_end, read)
 
 
-def parse(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The listen addresses and control channels of ``bfdd-beacon``'s options. Raises ValueError."""
+@dataclass
+class Options:
+    """What ``bfdd-beacon`` is asked for."""
+
+    addresses: list[str]
+    channels: list[str]
+    health: bool = False
+    port: int = CONTROL_PORT
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options of ``bfdd-beacon``. Raises ValueError."""
     addresses: list[str] = []
     channels: list[str] = []
+    health, port = False, CONTROL_PORT
     for option in argv:
         name, _, value = option.partition("=")
         if name == "--listen":
@@ -102,28 +148,39 @@ def parse(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             addresses.append(address)
         elif name == "--control" and value:
             channels.append(value)
+        elif option == "--health":
+            health = True
+        elif option == "--multihop":
+            port = MULTIHOP_PORT
         elif name not in ("--nofork", "--tee"):
             raise ValueError(f"unknown option {option}")
     if not addresses or addresses == ["::"]:
         addresses = wildcards()
-    return addresses, channels or [control.DEFAULT_CHANNEL, control.ALTERNATE_CHANNEL]
+    return Options(addresses, channels or [control.DEFAULT_CHANNEL, control.ALTERNATE_CHANNEL], health, port)
 
 
 def main(argv: Sequence[str]) -> int:
-    """``bfdd-beacon [--nofork] [--tee] [--listen=ADDRESS]… [--control=ADDRESS:PORT]…``.
+    """``bfdd-beacon [--nofork] [--tee] [--health] [--multihop] [--listen=ADDRESS]… [--control=ADDRESS:PORT]…``.
 
     It always stays in the foreground and logs to stdout: ``--nofork`` and ``--tee`` are what its callers ask for.
+    With ``--health`` sessions are Up only while this network namespace can do a gateway's job, with ``--multihop`` they
+    are those of RFC 5883.
     """
     loop = Loop()
+    on_signals(loop, lambda: beacon.end())  # noqa: PLW0108 -- there is no beacon yet
     try:
-        addresses, channels = parse(argv)
-        beacon = Beacon(loop, UdpNetwork(addresses), SessionConfig(), channels)
+        options = parse(argv)
+        grace = drain_grace(os.environ)
+        beacon = Beacon(loop, UdpNetwork(options.addresses, options.port), SessionConfig(), options.channels, grace)
+        if options.health:
+            own = [address for address in options.addresses if address not in wildcards()] or ["0.0.0.0"]
+            settings = HealthSettings.read(os.environ)
+            healthwatch.watch(loop, beacon.table, beacon.withdrawal, addresses=own, settings=settings, log=log)
     except (OSError, ValueError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         print(f"bfdd-beacon: {reason}", file=sys.stderr)
         return 1
-    stop_on_signals(loop)
-    log(f"listening on {', '.join(addresses)}")
+    log(f"listening on {', '.join(options.addresses)}")
     loop.run()
     beacon.close()
     return 0

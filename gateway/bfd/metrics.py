@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from gateway.bfd.health import Health, Verdict
 from gateway.bfd.ladder import CIRCUIT_OPEN, UP, Ladder, Step
 from gateway.bfd.speaker import Speaker
 
 Labels = Mapping[str, str]
+Family = tuple[str, str, str, Iterable[tuple[Labels, float]]]
+"""Name, kind, help and samples of a metric."""
 
 
 class Counters:
@@ -34,15 +37,17 @@ class Counters:
         return 0.0 if self._none_up_since is None else now - self._none_up_since
 
 
-def render(ladder: Ladder, counters: Counters, speaker: Speaker, now: float) -> str:
-    """All metrics in the text exposition format."""
+def render(
+    ladder: Ladder, counters: Counters, speaker: Speaker, *, health: Health | None, draining: bool, now: float
+) -> str:
+    """All metrics in the text exposition format; those of the health only where it is watched."""
     episodes = list(ladder.episodes.values())
     pairs = [({"local": episode.local, "remote": episode.remote}, episode) for episode in episodes]
     sessions = [({"local": entry.local, "remote": entry.remote}, entry.session) for entry in speaker.table.entries]
     attempts = [
         ({"action": action, "result": result}, times) for (action, result), times in sorted(counters.attempts.items())
     ]
-    families: list[tuple[str, str, str, Iterable[tuple[Labels, float]]]] = [
+    families: list[Family] = [
         (
             "kube_ovn_bfdd_expected_sessions",
             "gauge",
@@ -116,12 +121,36 @@ def render(ladder: Ladder, counters: Counters, speaker: Speaker, now: float) -> 
             "BFD Control packets that could not be sent.",
             [({}, speaker.send_errors)],
         ),
+        ("natgw_bfd_draining", "gauge", "Whether traffic is sent elsewhere on purpose.", [({}, draining)]),
+        *(_health(health) if health is not None else ()),
     ]
     lines: list[str] = []
     for name, kind, text, samples in families:
         lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
         lines += [f"{name}{_labels(labels)} {_number(value)}" for labels, value in samples]
     return "\n".join(lines) + "\n"
+
+
+def _health(health: Health) -> Iterable[Family]:
+    said = {name: result.verdict for name, result in health.results.items() if result is not None}
+    return (
+        (
+            "natgw_bfd_healthy",
+            "gauge",
+            "Whether the gateway can do its job; while not, its sessions are held Down.",
+            [({}, health.healthy)],
+        ),
+        (
+            "natgw_bfd_health",
+            "gauge",
+            "1 for a probe that passes, 0 for one that fails; absent where it does not apply.",
+            [
+                ({"probe": name}, verdict is Verdict.PASS)
+                for name, verdict in said.items()
+                if verdict is not Verdict.NOT_APPLICABLE
+            ],
+        ),
+    )
 
 
 def _number(value: float) -> str:

@@ -141,6 +141,14 @@ class Session:
         return self.remote.detect_mult * max(self.intervals.rx_in_use, self.remote.min_tx)
 
     @property
+    def remote_detection_time(self) -> int:
+        """Microseconds of our silence after which the peer takes the session down, at most.
+
+        The peer calculates it from what we announce; the greater of the two sides' intervals is what we send by.
+        """
+        return self.config.detect_mult * self.transmit_interval
+
+    @property
     def remote_demand_active(self) -> bool:
         """6.8.6: "If bfd.RemoteDemandMode is 1, bfd.SessionState is Up, and bfd.RemoteSessionState is Up, Demand mode
         is active on the remote system"."""

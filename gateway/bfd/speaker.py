@@ -70,6 +70,10 @@ class Speaker:
         if change is not None:
             self._on_change(happened.entry, change)
 
+    def nudge(self, entry: Entry) -> None:
+        """Send an empty datagram to the peer's BFD port: no packet of the protocol, but it may wake its receiver."""
+        self._send(entry, b"")
+
     @property
     def listening(self) -> bool:
         """The sockets are open."""

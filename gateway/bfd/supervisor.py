@@ -15,17 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from gateway.bfd import control, metrics, title
-from gateway.bfd.beacon import Beacon, log, stop_on_signals
+from gateway.bfd import control, healthwatch, metrics, title
+from gateway.bfd.beacon import Beacon, log, on_signals
 from gateway.bfd.commands import STATE_NAMES
+from gateway.bfd.healthwatch import HealthWatch
 from gateway.bfd.ladder import REBUILD, RESET, UP, ZERO_TIME, Ladder, Observed, Pair, Step, Timing
 from gateway.bfd.loop import Loop
 from gateway.bfd.packet import State
 from gateway.bfd.server import Server, line_protocol, listen_tcp, listen_unix
 from gateway.bfd.session import StateChange
-from gateway.bfd.settings import Settings
+from gateway.bfd.settings import HealthSettings, Settings, drain_grace
 from gateway.bfd.table import Entry
-from gateway.bfd.udp import UdpNetwork
+from gateway.bfd.udp import CONTROL_PORT, MULTIHOP_PORT, UdpNetwork
 
 PROGRAM = "/kube-ovn/kube-ovn-bfdd-supervisor"
 RECONCILE = 5_000_000
@@ -38,6 +39,8 @@ class Supervisor:
     def __init__(self, settings: Settings, beacon: Beacon, wall: Callable[[], float] = time.time) -> None:
         self.ladder = Ladder(settings.pairs(), Timing.of(settings.session))
         self.counters = metrics.Counters()
+        self.health: HealthWatch | None = None
+        """None while health is not watched."""
         self._settings = settings
         self._wall = wall
         self._beacon = beacon
@@ -129,16 +132,26 @@ class Supervisor:
             "ChildRecoveryAttempts": 0,
             "ChildNextRetry": ZERO_TIME,
             "ChildCircuitOpen": False,
+            # Not of Kube-OVN's program, whose readers take no offence at more fields.
+            "Health": None if self.health is None else self.health.status(self._beacon.loop.clock()),
+            "Drain": self._beacon.drain.status(),
         }
 
     def answer(self, word: str) -> str:
         """The reply to a line on the socket."""
         error = ""
+        more: dict[str, str] = {}
         if word == "ready" and not self._ready():
             error = "not every expected BFD session is Up"
+        elif word == "drain":
+            self._beacon.drain.begin()
+        elif word == "undrain":
+            self._beacon.drain.cancel()
+        elif word == "metrics":
+            more["metrics"] = self._metrics()
         elif word not in ("live", "ready", "status"):
             error = f"unknown request {word!r}"
-        return json.dumps({"status": self.status(), "error": error}) + "\n"
+        return json.dumps({"status": self.status(), "error": error, **more}) + "\n"
 
     def respond(self, received: bytes) -> bytes | None:
         """The reply to an HTTP request, once its head is complete."""
@@ -153,8 +166,19 @@ class Supervisor:
             return _http("200 OK", "")
         if path != b"/metrics":
             return _http("404 Not Found", "404 page not found\n")
-        text = metrics.render(self.ladder, self.counters, self._beacon.speaker, self._uptime())
-        return _http("200 OK", text, headers_only=method == b"HEAD")
+        return _http("200 OK", self._metrics(), headers_only=method == b"HEAD")
+
+    def _metrics(self) -> str:
+        health = None if self.health is None else self.health.health
+        draining = self._beacon.drain.active
+        return metrics.render(
+            self.ladder,
+            self.counters,
+            self._beacon.speaker,
+            health=health,
+            draining=draining,
+            now=self._uptime(),
+        )
 
     def _state(self, pair: Pair) -> str:
         entry = self._beacon.table.find(*pair)
@@ -212,17 +236,22 @@ def run(environment: Mapping[str, str]) -> None:
     # Only what the outside recognises us by; a gateway works without it.
     with suppress(OSError, ValueError):
         title.set_command_line(PROGRAM, "run")
+    health = HealthSettings.read(environment)
     loop = Loop()
-    stop_on_signals(loop)
+    on_signals(loop, lambda: beacon.end())  # noqa: PLW0108 -- there is no beacon yet
     probes = listen_unix(settings.socket_path)
     try:
         beacon = Beacon(
             loop,
-            UdpNetwork(settings.pod_ips),
+            UdpNetwork(settings.pod_ips, MULTIHOP_PORT if settings.multihop else CONTROL_PORT),
             settings.session,
             [control.DEFAULT_CHANNEL, control.ALTERNATE_CHANNEL],
+            drain_grace(environment),
         )
         supervisor = Supervisor(settings, beacon)
+        supervisor.health = healthwatch.watch(
+            loop, beacon.table, beacon.withdrawal, addresses=settings.served(), settings=health, log=log
+        )
         Server(loop, probes, line_protocol(supervisor.answer))
         Server(loop, listen_tcp(settings.metrics_address), supervisor.respond)
         log(f"speaking BFD from {', '.join(settings.pod_ips)} to {', '.join(settings.peer_ips)}")

@@ -39,11 +39,17 @@ class Happened:
 
 class SessionTable:
     """``locals_for`` names the local addresses from which a peer is to be spoken to. ``random`` returns floats in
-    [0, 1), for jitter and discriminators."""
+    [0, 1), for jitter and discriminators. ``minimum_ttl`` is 0 for multihop sessions (RFC 5883 has no such rule).
+    """
 
     def __init__(
-        self, defaults: SessionConfig, locals_for: Callable[[str], Iterable[str]], random: Callable[[], float]
+        self,
+        defaults: SessionConfig,
+        locals_for: Callable[[str], Iterable[str]],
+        random: Callable[[], float],
+        minimum_ttl: int = MINIMUM_TTL,
     ) -> None:
+        self.minimum_ttl = minimum_ttl
         self.defaults = defaults
         """The configuration of sessions to come."""
         self.discarded: dict[Discard, int] = dict.fromkeys(Discard, 0)
@@ -122,7 +128,7 @@ class SessionTable:
         # RFC 5881 5: "If BFD authentication is not in use on a session, ... All received BFD Control packets that are
         # demultiplexed to the session MUST be discarded if the received TTL or Hop Limit is not equal to 255." We take
         # one less, see MINIMUM_TTL. The source port is not looked at: BIRD sends from below 49152.
-        packet = decode(payload) if ttl >= MINIMUM_TTL else Discard.TTL
+        packet = decode(payload) if ttl >= self.minimum_ttl else Discard.TTL
         found = self._select(packet, local, remote, now) if isinstance(packet, ControlPacket) else packet
         if isinstance(found, Discard):
             self.discarded[found] += 1

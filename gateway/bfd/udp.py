@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 CONTROL_PORT = 3784
+MULTIHOP_PORT = 4784
 FIRST_SOURCE_PORT, LAST_SOURCE_PORT = 49152, 65535
 TTL = 255
 CLASS_SELECTOR_6 = 0xC0
@@ -65,7 +66,9 @@ class Sender(Protocol):
 
 
 class Network(Protocol):
-    """Makes listeners and senders; the real one is ``UdpNetwork``."""
+    """Makes listeners and senders on one UDP port; the real one is ``UdpNetwork``."""
+
+    port: int
 
     def listeners(self) -> list[Listener]:
         """Listen on every address. Raises OSError."""

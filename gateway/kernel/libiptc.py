@@ -34,10 +34,12 @@ from rules.ruleset import (
     InsertRule,
     Jump,
     Mark,
+    Masquerade,
     Match,
     NewChain,
     OutInterface,
     ReplaceRules,
+    Return,
     SetMark,
     Snat,
     Source,
@@ -173,6 +175,11 @@ def _set_target(built: _Rule, target: Target) -> None:
         case Snat(address, random_fully):
             options = {"random_fully": ""} if random_fully else {}
             _extension(built.create_target("SNAT"), to_source=address, **options)
+        case Masquerade(random_fully):
+            options = {"random_fully": ""} if random_fully else {}
+            _extension(built.create_target("MASQUERADE"), **options)
+        case Return():
+            built.create_target("RETURN")
         case SetMark(value, mask):
             _extension(built.create_target("MARK"), set_xmark=f"{value:#x}/{mask:#x}")
 

@@ -1,8 +1,8 @@
-"""Interfaces, addresses and routes of the thread's network namespace, over rtnetlink.
+"""Interfaces, addresses, routes and routing rules of the thread's network namespace, over rtnetlink.
 
 Reading takes one dump of each kind and picks out what the gateway speaks of; writing sends runs of equal
 steps in one datagram. Everything written bears the gateway's mark: addresses a label and IFA_PROTO, routes
-their protocol number. Messages: rtnetlink(7), linux/if_addr.h, linux/rtnetlink.h, linux/if_link.h.
+and rules their protocol number. Messages: rtnetlink(7), linux/if_addr.h, linux/rtnetlink.h, linux/if_link.h.
 
 What the kernel does by itself and the driver must live with: deleting the last IPv4 address of an interface
 also deletes every IPv4 route through that interface, on-link ones included (IPv6 routes stay); deleting a
@@ -14,8 +14,9 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Sequence
-from ipaddress import ip_network
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +25,8 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from gateway.kernel import devices, fibrules, sysctl
+from gateway.kernel.described import described
 from gateway.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -36,22 +39,31 @@ from gateway.kernel.netlink import (
     text,
     u32,
 )
-from gateway.ports import LinksReading, Refused
+from gateway.ports import Hop, LinksReading, Refused
+from rules.ruleset import Family
 from rules.state import (
     ADDRESS_LABEL_SUFFIX,
     ADDRESS_PROTOCOL,
     ROUTE_PROTOCOL,
     AddAddress,
+    AddDevice,
+    AddPolicyRule,
     AddressKey,
     DeleteAddress,
+    DeleteDevice,
+    DeletePolicyRule,
     DeleteRoute,
     LinkState,
     LinkStep,
+    PolicyRule,
     ReplaceRoute,
     RouteEntry,
     RouteKey,
     SetArp,
+    SetMaster,
     SetPromoteSecondaries,
+    SetSysctl,
+    SetUp,
 )
 
 _RTM_GETLINK, _RTM_SETLINK = 18, 19
@@ -65,7 +77,8 @@ _IFLA_INET_CONF = 1
 _IPV4_DEVCONF_PROMOTE_SECONDARIES = 20
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_PROTO = 1, 2, 3, 11
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
-_RT_TABLE_MAIN = 254
+_RTA_PREFSRC = 7
+_RT_TABLE_LOCAL = 255
 _RTN_UNICAST = 1
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
 _RTNH_F_ONLINK = 4
@@ -96,6 +109,8 @@ _DONE_ALREADY: dict[type[object], tuple[int, ...]] = {
     AddAddress: (errno.EEXIST,),
     DeleteAddress: (errno.EADDRNOTAVAIL,),
     DeleteRoute: (errno.ESRCH,),
+    AddPolicyRule: (errno.EEXIST,),
+    DeletePolicyRule: (errno.ENOENT,),
 }
 
 
@@ -110,18 +125,56 @@ class KernelLinks:
         self._netlink.close()
 
     def read(self) -> LinksReading:
-        """Links, IPv4 addresses, and unicast routes of the main table without a metric (IPv6: the default one).
+        """Links, IPv4 addresses, unicast routes without a metric (IPv6: the default one), policy rules, settings.
 
         Routes with several next hops, a TOS or a metric are not in the gateway's vocabulary and are left out.
         """
         try:
-            links = dict(map(_link, self._netlink.dump(_message(ifinfmsg, _RTM_GETLINK, family=socket.AF_UNSPEC))))
+            links = self._links()
             names = {state.index: name for name, state in links.items()}
             addresses = self._addresses(names)
-            routes = {**self._routes(socket.AF_INET, names), **self._routes(socket.AF_INET6, names)}
+            routes: dict[RouteKey, RouteEntry] = {}
+            for family in _FAMILY.values():
+                routes |= self._routes(family, names)
+            policy_rules = frozenset((*self._policy_rules(4), *self._policy_rules(6)))
         except OSError as error:
             raise _refused("read the links", error) from error
-        return LinksReading(links, addresses, routes)
+        return LinksReading(links, addresses, routes, policy_rules, sysctl.read(sysctl.forwarding(links)))
+
+    def _links(self) -> dict[str, LinkState]:
+        found: dict[str, LinkState] = {}
+        ports: dict[str, int] = {}
+        for message in self._netlink.dump(_message(ifinfmsg, _RTM_GETLINK, family=socket.AF_UNSPEC)):
+            name, state, master = _link(message)
+            found[name] = state
+            if master is not None:
+                ports[name] = master
+        names = {state.index: name for name, state in found.items()}
+        return found | {name: replace(found[name], master=names.get(master)) for name, master in ports.items()}
+
+    def _policy_rules(self, family: Family) -> Iterator[PolicyRule]:
+        try:
+            yield from map(fibrules.parse, self._netlink.dump(fibrules.everything(family)))
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:  # a kernel without IPv6
+                raise
+
+    def lookup(self, destination: str, within: str | None = None) -> Hop:
+        """Where the host would send a packet of its own to an address, and from which address (``ip route get``)."""
+        step = f"route get {destination}" + (f" oif {within}" if within else "")
+        address = ip_address(destination)
+        attrs: list[tuple[str, object]] = [("RTA_DST", destination)]
+        try:
+            if within:
+                attrs.append(("RTA_OIF", socket.if_nametoindex(within)))
+            length = address.max_prefixlen
+            family = _FAMILY[address.version]
+            said = self._netlink.get(_message(rtmsg, _RTM_GETROUTE, attrs=attrs, family=family, dst_len=length))
+            if said is None:
+                raise Refused(step, "the kernel said nothing", retryable=True)
+            return _hop(said)
+        except OSError as error:
+            raise _refused(step, error) from error
 
     def _addresses(self, names: dict[int, str]) -> dict[AddressKey, bool]:
         found: dict[AddressKey, bool] = {}
@@ -139,13 +192,7 @@ class KernelLinks:
 
     def _routes(self, family: int, names: dict[int, str]) -> dict[RouteKey, RouteEntry]:
         found: dict[RouteKey, RouteEntry] = {}
-        # With strict checking the kernel filters by table; older kernels ignore that and send all tables.
-        request = _message(rtmsg, _RTM_GETROUTE, family=family, table=_RT_TABLE_MAIN)
-        try:
-            dumped = self._netlink.dump(request)
-        except FileNotFoundError:  # a table comes into being with its first route
-            return found
-        for message in dumped:
+        for message in self._netlink.dump(_message(rtmsg, _RTM_GETROUTE, family=family)):
             if (route := _route(message, names)) is None:
                 continue
             key, entry = route
@@ -165,26 +212,33 @@ class KernelLinks:
             self._run(list(run))
 
     def _run(self, steps: Sequence[LinkStep]) -> None:
-        indexes = {name: _index(name) for name in set(map(_interface, steps))}
-        if isinstance(steps[0], DeleteAddress | DeleteRoute):
+        indexes = {name: _index(name) for name in map(_interface, steps) if name is not None}
+        if isinstance(steps[0], SetSysctl):
+            _write_settings(steps)
+            return
+        if isinstance(steps[0], DeleteAddress | DeleteRoute | DeleteDevice):
             # With its interface they are gone, too.
-            steps = [step for step in steps if indexes[_interface(step)] is not None]
+            steps = [step for step in steps if indexes[_interface(step) or ""] is not None]
             # The newest first: an interface's oldest address of a subnet is the primary, and each time that the
             # primary goes the kernel writes the routes of all others anew (4 s for 1,000 addresses, else 0.1 s).
             steps.reverse()
         requests = []
         for step in steps:
-            index = indexes[_interface(step)]
+            name = _interface(step)
+            index = 0 if name is None or isinstance(step, AddDevice) else indexes[name]
             if index is None:
-                raise Refused(_described(step), f"no such interface {_interface(step)}", retryable=True)
+                raise Refused(described(step), f"no such interface {name}", retryable=True)
             requests.append(_request(step, index))
         try:
             answers = self._netlink.request(requests)
         except OSError as error:
-            raise _refused(_described(steps[0]), error) from error
+            raise _refused(described(steps[0]), error) from error
         for step, answer in zip(steps, answers, strict=True):
             if answer is not None and answer.code not in _DONE_ALREADY.get(type(step), ()):
-                raise _refused(_described(step), answer)
+                if isinstance(step, AddDevice) and answer.code == errno.EOPNOTSUPP:
+                    words = f"this kernel has no {devices.kind(step.device)} devices ({answer.words})"
+                    raise Refused(described(step), words, retryable=False)
+                raise _refused(described(step), answer)
 
 
 def _refused(step: str, error: OSError | NetlinkError) -> Refused:
@@ -192,13 +246,27 @@ def _refused(step: str, error: OSError | NetlinkError) -> Refused:
     return Refused(step, words or str(error), retryable=isinstance(error, TimeoutError) or code in _PASSING)
 
 
-def _interface(step: LinkStep) -> str:
+def _write_settings(steps: Sequence[LinkStep]) -> None:
+    for step in steps:
+        if isinstance(step, SetSysctl):
+            try:
+                sysctl.write(step.name, step.value)
+            except OSError as error:
+                raise _refused(described(step), error) from error
+
+
+def _interface(step: LinkStep) -> str | None:
+    """The interface that must be there for the step (of a device that is to be made: that it is for)."""
     match step:
         case AddAddress(key) | DeleteAddress(key):
             return key.interface
         case ReplaceRoute(_, entry) | DeleteRoute(_, entry):
             return entry.interface
-        case SetArp(interface, _) | SetPromoteSecondaries(interface, _):
+        case AddPolicyRule() | DeletePolicyRule() | SetSysctl():
+            return None  # rules wait for an interface that is not there yet
+        case SetArp(interface) | SetPromoteSecondaries(interface) | SetUp(interface):
+            return interface
+        case AddDevice(interface) | DeleteDevice(interface) | SetMaster(interface):
             return interface
 
 
@@ -209,38 +277,24 @@ def _index(name: str) -> int | None:
         return None
 
 
-def _described(step: LinkStep) -> str:
-    """A step in words, for errors."""
-    match step:
-        case AddAddress(key):
-            return f"add address {key.address} on {key.interface}"
-        case DeleteAddress(key):
-            return f"delete address {key.address} on {key.interface}"
-        case ReplaceRoute(key, entry) | DeleteRoute(key, entry):
-            verb = "replace" if isinstance(step, ReplaceRoute) else "delete"
-            via = f" via {entry.via}" if entry.via else ""
-            return f"{verb} route {key.prefix}{via} dev {entry.interface}"
-        case SetArp(interface, on):
-            return f"switch ARP {'on' if on else 'off'} on {interface}"
-        case SetPromoteSecondaries(interface, on):
-            return f"set promote_secondaries={int(on)} on {interface}"
-
-
 # Reading.
 
 
-def _link(message: memoryview) -> tuple[str, LinkState]:
+def _link(message: memoryview) -> tuple[str, LinkState, int | None]:
+    """Name, state, and the index of the master."""
     _, _, index, flags, _ = _IFINFO.unpack_from(message)
     said = attributes(message, _IFINFO.size)
     mac = bytes(said[_IFLA_ADDRESS]).hex(":") if _IFLA_ADDRESS in said else ""
-    return text(said[_IFLA_IFNAME]), LinkState(
+    state = LinkState(
         index=index,
         mac=mac,
         up=bool(flags & _IFF_UP),
         arp=not flags & _IFF_NOARP,
         mtu=u32(said[_IFLA_MTU]) if _IFLA_MTU in said else 0,
         promote_secondaries=_promotes(said),
+        device=devices.parse(said),
     )
+    return text(said[_IFLA_IFNAME]), state, devices.master_index(said)
 
 
 def _promotes(said: dict[int, memoryview]) -> bool:
@@ -258,14 +312,24 @@ def _route(message: memoryview, names: dict[int, str]) -> tuple[RouteKey, RouteE
     said = attributes(message, _RTMSG.size)
     metric = u32(said[_RTA_PRIORITY]) if _RTA_PRIORITY in said else 0
     where = u32(said[_RTA_TABLE]) if _RTA_TABLE in said else table
-    if where != _RT_TABLE_MAIN or metric != _METRIC.get(family) or _RTA_OIF not in said:
+    if where == _RT_TABLE_LOCAL or metric != _METRIC.get(family) or _RTA_OIF not in said:
         return None
     name = names.get(u32(said[_RTA_OIF]))
     if name is None:
         return None
     prefix = socket.inet_ntop(family, said[_RTA_DST]) if _RTA_DST in said else _any(family)
     via = socket.inet_ntop(family, said[_RTA_GATEWAY]) if _RTA_GATEWAY in said else None
-    return RouteKey(f"{prefix}/{length}"), RouteEntry(name, via, bool(flags & _RTNH_F_ONLINK), protocol)
+    return RouteKey(f"{prefix}/{length}", where), RouteEntry(name, via, bool(flags & _RTNH_F_ONLINK), protocol)
+
+
+def _hop(message: memoryview) -> Hop:
+    family, _, _, _, _, _, _, kind, _ = _RTMSG.unpack_from(message)
+    said = attributes(message, _RTMSG.size)
+    if kind != _RTN_UNICAST or _RTA_OIF not in said:
+        raise OSError(errno.EHOSTUNREACH, "not an address of another host")
+    source = socket.inet_ntop(family, said[_RTA_PREFSRC]) if _RTA_PREFSRC in said else None
+    via = socket.inet_ntop(family, said[_RTA_GATEWAY]) if _RTA_GATEWAY in said else None
+    return Hop(socket.if_indextoname(u32(said[_RTA_OIF])), source, via)
 
 
 def _any(family: int) -> str:
@@ -294,7 +358,7 @@ def _message(
     return Message(number, how, body(message))
 
 
-def _request(step: LinkStep, index: int) -> Message:
+def _request(step: LinkStep, index: int) -> Message:  # noqa: PLR0911, PLR0912 -- one a step
     match step:
         case AddAddress(key):
             label = key.interface + ADDRESS_LABEL_SUFFIX
@@ -314,6 +378,18 @@ def _request(step: LinkStep, index: int) -> Message:
             setting = _nested(_IPV4_DEVCONF_PROMOTE_SECONDARIES, struct.pack("=I", on))
             spec = _nested(socket.AF_INET, _nested(_IFLA_INET_CONF, setting))
             return _message(_InetConf, _RTM_SETLINK, index=index, attrs=[("IFLA_AF_SPEC", spec)])
+        case SetUp(_, on):
+            return _message(ifinfmsg, _RTM_SETLINK, index=index, flags=_IFF_UP if on else 0, change=_IFF_UP)
+        case AddPolicyRule(rule):
+            return fibrules.addition(rule)
+        case DeletePolicyRule(rule):
+            return fibrules.deletion(rule)
+        case AddDevice() | DeleteDevice():
+            return devices.request(step, index, 0)
+        case SetMaster(_, master):
+            return devices.request(step, index, socket.if_nametoindex(master) if master else 0)
+        case SetSysctl():
+            raise TypeError("settings are files, not messages")
 
 
 def _nested(kind: int, payload: bytes) -> bytes:
@@ -332,6 +408,7 @@ def _route_request(number: int, key: RouteKey, entry: RouteEntry, index: int, ho
     attrs: list[tuple[str, object]] = [("RTA_OIF", index)]
     if network.prefixlen:
         attrs.append(("RTA_DST", str(network.network_address)))
+    attrs.append(("RTA_TABLE", key.table))
     if entry.via:
         attrs.append(("RTA_GATEWAY", entry.via))
     if _METRIC[family]:
@@ -347,7 +424,7 @@ def _route_request(number: int, key: RouteKey, entry: RouteEntry, index: int, ho
         attrs=attrs,
         family=family,
         dst_len=network.prefixlen,
-        table=_RT_TABLE_MAIN,
+        table=key.table if key.table < 256 else 0,
         proto=entry.protocol,
         scope=scope,
         type=_RTN_UNICAST,

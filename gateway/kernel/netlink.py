@@ -105,6 +105,23 @@ class Netlink:
                         answers[sequence] = _error(flags, said)
         return [answers[first + i] for i in range(len(messages))]
 
+    def get(self, message: Message) -> memoryview | None:
+        """The body of the one object that is asked for; raises OSError with the kernel's errno if it refuses."""
+        request = self._encoded(message, NLM_F_ACK)
+        found: memoryview | None = None
+        with self._conversation() as talk:
+            talk.send(request)
+            while True:
+                for kind, flags, sequence, said in _messages(talk.recv(_DATAGRAM)):
+                    if sequence != self._sequence:
+                        continue
+                    if kind != _NLMSG_ERROR:
+                        found = said
+                    elif (refusal := _error(flags, said)) is not None:
+                        raise OSError(refusal.code, refusal.words)
+                    else:
+                        return found
+
     def dump(self, message: Message) -> list[memoryview]:
         """The bodies (after the netlink header) of all messages of a dump that nothing disturbed.
 

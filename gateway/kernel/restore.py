@@ -4,37 +4,59 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from gateway.kernel.tool import run
-from gateway.ports import Refused
+from gateway.ports import Refused, Variant
 from rules.iptables import parse_save, render_restore
-from rules.ruleset import BUILTIN, AnyRule, ChainEdit, ChainRef, Ruleset
+from rules.ruleset import BUILTIN, AnyRule, ChainEdit, ChainRef, Family, Ruleset
 
 LOCK_SECONDS = 5  # how long the tools and we wait for the xtables lock
 _RESOURCE_PROBLEM = 4  # exit code of iptables: the lock, memory, or a table that changed under it
 _INCOMPATIBLE = "is incompatible, use 'nft' tool."
 
 
-def read(variant: str, tables: Collection[str]) -> Ruleset:
+@dataclass(frozen=True, slots=True)
+class RestoreFirewall:
+    """``gateway.ports.Firewall`` through the programs alone, of either variant and either version of IP."""
+
+    variant: Variant
+    family: Family = 4
+
+    def read(self, tables: Collection[str]) -> Ruleset:
+        """The named tables; one that is not there has empty built-in chains."""
+        return read(self.variant, tables, self.family)
+
+    def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
+        """Commit the edits of one table as one change; raises Refused, and nothing has changed then."""
+        edit(self.variant, table, edits, self.family)
+
+
+def program(variant: str, family: Family, suffix: str = "") -> str:
+    """What the tool is called: ``iptables-nft``, ``ip6tables-legacy-save`` …"""
+    return f"{'iptables' if family == 4 else 'ip6tables'}-{variant}{suffix}"
+
+
+def read(variant: str, tables: Collection[str], family: Family = 4) -> Ruleset:
     """The named tables as ``iptables-<variant>-save`` prints them; built-in chains are there in any case.
 
     Raises Refused where the tool fails, or where it says that it cannot show a table.
     """
     chains: dict[ChainRef, tuple[AnyRule, ...]] = {}
     for table in tables:
-        argv = [f"iptables-{variant}-save", "-t", table]
+        argv = [program(variant, family, "-save"), "-t", table]
         ended = run(argv)
         if ended.code:
             raise _refused(" ".join(argv), ended.code, ended.stderr)
         if _INCOMPATIBLE in ended.stdout:
             reason = f"the table {table} holds rules that iptables cannot show; they were written with nft"
             raise Refused(" ".join(argv), reason, retryable=False)
-        chains.update({ChainRef(table, chain): () for chain in BUILTIN[table]})
-        chains.update(parse_save(ended.stdout).chains)
+        chains.update({ChainRef(table, chain, family): () for chain in BUILTIN[table]})
+        chains.update(parse_save(ended.stdout, family).chains)
     return Ruleset(chains)
 
 
-def edit(variant: str, table: str, edits: Sequence[ChainEdit]) -> None:
+def edit(variant: str, table: str, edits: Sequence[ChainEdit], family: Family = 4) -> None:
     """Commit the edits of one table as one change; raises Refused, and nothing has changed then."""
     # A name or a rule that cannot be put into one line is a refusal like the kernel's own.
     try:
@@ -42,7 +64,7 @@ def edit(variant: str, table: str, edits: Sequence[ChainEdit]) -> None:
     except ValueError as error:
         raise Refused(f"edit table {table}", str(error), retryable=False) from error
     wait = ["-w", str(LOCK_SECONDS)] if variant == "legacy" else []  # the nft variant has no lock to wait for
-    ended = run([f"iptables-{variant}-restore", "--noflush", *wait], stdin=text)
+    ended = run([program(variant, family, "-restore"), "--noflush", *wait], stdin=text)
     if ended.code:
         raise _refused(f"edit table {table}", ended.code, _with_line(ended.stderr, text))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from gateway.kernel.restore import program
 from gateway.kernel.tool import run
 from gateway.ports import Refused, Variant
+from rules.ruleset import Family
 
 Setting = Literal["auto", "legacy", "nft"]
 
 
-def choose(setting: str) -> Variant:
+def choose(setting: str, family: Family = 4) -> Variant:
     """The variant for a setting (``auto``, ``legacy`` or ``nft``).
 
     ``auto`` asks what Kube-OVN's nat-gateway.sh asks: legacy if ``iptables-legacy -t nat -S INPUT 1`` succeeds,
@@ -21,14 +23,14 @@ def choose(setting: str) -> Variant:
         case "legacy" | "nft":
             return setting
         case "auto":
-            return "legacy" if _legacy_works() else "nft"
+            return "legacy" if _legacy_works(family) else "nft"
         case _:
             raise ValueError(f"iptables variant {setting!r} is none of {', '.join(get_args(Setting))}")
 
 
-def _legacy_works() -> bool:
+def _legacy_works(family: Family) -> bool:
     try:
-        return run(["iptables-legacy", "-t", "nat", "-S", "INPUT", "1"]).code == 0
+        return run([program("legacy", family), "-t", "nat", "-S", "INPUT", "1"]).code == 0
     except Refused:
         return False
 

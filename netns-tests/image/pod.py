@@ -107,6 +107,9 @@ class Container:
         found: dict[str, Any] = json.loads(podman("inspect", self.name).stdout)[0]
         return found
 
+    def state(self) -> str:
+        return str(self.inspect()["State"]["Status"])
+
     @property
     def root(self) -> Path:
         """Its root directory, seen from the host."""

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 from netns import Namespace, veth
 from pod import Container, eventually
+from traffic import Host, udp
 
 OURS, THEIRS = "10.89.0.1", "10.89.0.2"
 SUPERVISOR = "/kube-ovn/kube-ovn-bfdd-supervisor"
@@ -76,3 +77,35 @@ def test_a_gateway_without_bfd_sleeps_in_ten_mebibytes(make_netns: Callable[[], 
     with Container(f"--network=ns:/run/netns/{netns.name}", *options) as pod:
         assert pod.run("id", "-u") == "65534\n"
         assert "lo" in pod.run("ip", "link")
+
+
+INIT = (
+    "--env=INTERNAL_GATEWAY_IPV4=10.16.0.1",
+    "--env=EXTERNAL_GATEWAY_IPV4=172.17.0.1",
+    "--env=INTERNAL_GATEWAY_IPV6=",
+    "--env=EXTERNAL_GATEWAY_IPV6=",
+)
+
+
+def test_the_init_container_makes_the_pod_forward() -> None:
+    """Privileged, it sets up the pod's namespace and ends; afterwards nothing runs but an unprivileged sleep."""
+    with ExitStack() as stack:
+        gateway, tenant, outside = (Host(role) for role in ("veg", "tenant", "out"))
+        for host in (gateway, tenant, outside):
+            stack.callback(host.remove)
+        for name, peer, network in (("eth0", tenant, "10.16.0"), ("net1", outside, "172.17.0")):
+            veth(gateway, name, peer, "eth0")
+            gateway.ip(f"addr add {network}.10/24 dev {name}")
+            peer.ip(f"addr add {network}.1/24 dev eth0")
+        gateway.ip("route add default via 172.17.0.1")
+        tenant.ip("route add default via 10.16.0.10")
+        network = f"--network=ns:/run/netns/{gateway.name}"
+        script = "chmod +t /usr/local/sbin && bash /kube-ovn/init-vpc-egress-gateway.sh"
+        init = ("bash", "-exc", f"{script}; echo done; sleep infinity")
+        with Container(network, "--privileged", "--tmpfs=/usr/local/sbin:mode=1777", *INIT, command=init) as pod:
+            eventually("the script's end", lambda: "\ndone\n" in "\n" + pod.log() or pod.state() == "exited")
+            assert "\ndone\n" in "\n" + pod.log(), pod.log()
+        with Container(network, "--user=65534:65534", "--cap-drop=ALL", "--memory=10m"):
+            flow = udp(tenant, ("172.17.0.1", 53), outside.udp(53))
+            assert flow.source[0] == "172.17.0.10"
+            flow.talk()

@@ -4,4 +4,4 @@
 set -eu
 
 IFS=, read -ra addresses <<<"${POD_IPS:-::}"
-exec bfdd-beacon --nofork --tee "${addresses[@]/#/--listen=}"
+exec bfdd-beacon --nofork --tee --health "${addresses[@]/#/--listen=}"

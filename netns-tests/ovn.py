@@ -1,0 +1,526 @@
+"""A small real OVN with two of our gateways behind its router, in namespaces: userspace datapath, no kernel module.
+
+                      logical router r                       outside (a bridge)
+    client 10.0.2.x ---[ls-client]-- r --[ls-gateways]-- gateway 10.0.1.11 | 172.30.0.11 --+-- 172.30.0.100 server
+                                     10.0.1.1         \\- gateway 10.0.1.12 | 172.30.0.12 --/    203.0.113.10
+
+The router has a default route by each gateway, with BFD. Each gateway masquerades, so the server sees which one a
+packet took. OVN's and Open vSwitch's daemons are children of the test, and everything they write is in one directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from netns import Namespace, require, run, veth
+
+ROOTFS = Path(__file__).parent.parent / "image" / "rootfs"
+SUPERVISOR = ROOTFS / "kube-ovn" / "kube-ovn-bfdd-supervisor"
+SCHEMAS = {
+    "conf": "/usr/share/openvswitch/vswitch.ovsschema",
+    "nb": "/usr/share/ovn/ovn-nb.ovsschema",
+    "sb": "/usr/share/ovn/ovn-sb.ovsschema",
+}
+PROGRAMS = (
+    *("ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl", "ovn-northd", "ovn-controller", "ovn-nbctl"),
+    *("ip", "ethtool", "nft", "sysctl"),
+)
+SERVER, SERVER_PORT = "203.0.113.10", 9000
+# OVN's choice among equal routes looks at the addresses of a datagram, not at its ports; so the client has several.
+CLIENTS = [f"10.0.2.{last}" for last in range(10, 34)]
+ROUTER = "10.0.1.1"
+PREFIX_6 = "fd00:1::"
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    """Poll until the condition holds; the patience is for loaded machines, and for OVN, which may write 5 s late."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"after {seconds} s still not: {what}")
+        time.sleep(0.02)
+
+
+class Gateway:
+    """A gateway's namespace, and the supervisor that speaks BFD in it."""
+
+    def __init__(self, number: int, run_dir: Path, timers: tuple[int, int], settings: dict[str, str]) -> None:
+        self.inner, self.outer = f"10.0.1.1{number}", f"172.30.0.1{number}"
+        self.mac = f"0a:00:00:00:01:1{number}"
+        self.port = f"gw{number}"
+        self.netns = Namespace()
+        self.run_dir = run_dir / self.port
+        self.log = run_dir / f"{self.port}.log"
+        interval, multiplier = timers
+        self._environment = {
+            **os.environ,
+            "NATGW_RUN_DIR": str(self.run_dir),
+            "NATGW_PYTHON": sys.executable,
+            "POD_IPS": self.inner,
+            "BFD_PEER_IPS": ROUTER,
+            "BFD_MIN_TX": str(interval),
+            "BFD_MIN_RX": str(interval),
+            "BFD_MULTI": str(multiplier),
+            **settings,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def add_ipv6(self) -> str:
+        """Give the inner side an IPv6 address, from which the speaker speaks too, and return it."""
+        address = f"{PREFIX_6}1{self.port[-1]}"
+        self.netns.run("ip", "address", "add", f"{address}/64", "dev", "eth0", "nodad")
+        self._environment["POD_IPS"] += f",{address}"
+        self._environment["BFD_PEER_IPS"] += f",{PREFIX_6}1"
+        return address
+
+    def start(self, **settings: str) -> None:
+        """Run the supervisor as its pod would."""
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(
+                ["ip", "netns", "exec", self.netns.name, SUPERVISOR, "run"],
+                env={**self._environment, **settings},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def end(self, how: signal.Signals) -> float:
+        """Send a signal and return how many seconds the supervisor lived on."""
+        assert self.process is not None
+        begin = time.monotonic()
+        self.process.send_signal(how)
+        self.process.wait(30)
+        self.process = None
+        return time.monotonic() - begin
+
+    def natgw(self, *words: str) -> str:
+        """What natgw prints in this gateway's container."""
+        return subprocess.run(
+            [ROOTFS / "usr/bin/natgw", *words],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=40,
+        ).stdout
+
+    def status(self) -> dict[str, dict[str, object]]:
+        said: dict[str, dict[str, object]] = json.loads(self.natgw("status", "--json"))
+        return said
+
+    def ready(self) -> bool:
+        """The supervisor answers, and every session is Up."""
+        asked = subprocess.run([SUPERVISOR, "ready"], env=self._environment, capture_output=True, check=False)
+        return asked.returncode == 0
+
+    def told(self) -> list[str]:
+        """The supervisor's log."""
+        return self.log.read_text().splitlines()
+
+
+class Ovn:
+    """The whole world. ``timers`` are milliseconds and multiplier of both sides; ``settings`` the supervisors'."""
+
+    def __init__(self, timers: tuple[int, int] = (100, 3), settings: dict[str, str] | None = None) -> None:
+        require(*PROGRAMS)
+        missing = [path for path in SCHEMAS.values() if not os.path.exists(path)]
+        if missing:
+            pytest.fail(f"this test needs OVN's schemas: {', '.join(missing)}")
+        self.dir = Path(tempfile.mkdtemp(prefix="ovn-"))
+        self._environment = os.environ | {
+            f"{owner}_{what}": str(self.dir) for owner in ("OVS", "OVN") for what in ("RUNDIR", "LOGDIR", "DBDIR")
+        }
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        self._namespaces: list[Namespace] = []
+        self.gateways: list[Gateway] = []
+        self.timers = timers
+        try:
+            self.switch, self.outside, self.client, self.server = (self._namespace() for _ in range(4))
+            for number in (1, 2):
+                self.gateways.append(Gateway(number, self.dir, timers, settings or {}))
+                self._namespaces.append(self.gateways[-1].netns)
+            self._wire()
+            self._start_daemons()
+            self._configure()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End every process that was started here and remove the namespaces."""
+        for gateway in self.gateways:
+            if gateway.process is not None:
+                gateway.end(signal.SIGKILL)
+        for daemon in reversed(self._daemons):
+            daemon.kill()
+            daemon.wait(10)
+        for namespace in self._namespaces:
+            namespace.remove()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    # What can be asked
+
+    def nbctl(self, *words: str) -> str:
+        """The output of ovn-nbctl."""
+        return self._tool("ovn-nbctl", f"--db=unix:{self.dir}/db.sock", *words)
+
+    def bfd(self) -> dict[str, str]:
+        """The status of each session in OVN's database, by the gateway's address."""
+        rows = self.nbctl("--format=csv", "--no-headings", "--columns=dst_ip,status", "list", "bfd")
+        return dict(line.replace('"', "").split(",") for line in rows.split())
+
+    def serving(self) -> set[str]:
+        """The gateways that OVN's router uses."""
+        return {address for address, status in self.bfd().items() if status == "up"}
+
+    def wait_serving(self, *gateways: Gateway) -> None:
+        """Wait until OVN's router uses these gateways and no others."""
+        wanted = {gateway.inner for gateway in gateways}
+        wait_until(lambda: self.serving() == wanted, f"OVN serves by {wanted} and nobody else: {self.bfd()}")
+
+    # How it is made
+
+    def _namespace(self) -> Namespace:
+        self._namespaces.append(Namespace())
+        return self._namespaces[-1]
+
+    def _wire(self) -> None:
+        run("ip", "-n", self.outside.name, "link", "add", "external", "type", "bridge")
+        run("ip", "-n", self.outside.name, "link", "set", "external", "up")
+        self._plug_inside(self.client, "client", "0a:00:00:00:02:0a", f"{CLIENTS[0]}/24")
+        for address in CLIENTS[1:]:
+            self.client.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
+        self.client.run("ip", "route", "add", "default", "via", "10.0.2.1")
+        self._plug_outside(self.server, "server", "172.30.0.100/24")
+        self.server.run("ip", "address", "add", f"{SERVER}/32", "dev", "lo")
+        for gateway in self.gateways:
+            netns = gateway.netns
+            for setting in ("ip_forward=1", "conf.all.rp_filter=0", "conf.default.rp_filter=0"):
+                netns.run("sysctl", "-q", "-w", f"net.ipv4.{setting}")
+            self._plug_inside(netns, gateway.port, gateway.mac, f"{gateway.inner}/24")
+            self._plug_outside(netns, gateway.port, f"{gateway.outer}/24")
+            netns.run("ip", "route", "add", "default", "via", "172.30.0.100")
+            netns.run("ip", "route", "add", "10.0.2.0/24", "via", ROUTER)
+            netns.run(
+                "nft",
+                "add table ip veg; add chain ip veg out { type nat hook postrouting priority 100; }; "
+                "add rule ip veg out oifname net1 masquerade",
+            )
+
+    def _plug_inside(self, netns: Namespace, port: str, mac: str, address: str) -> None:
+        veth(self.switch, f"p-{port}", netns, "eth0")
+        netns.run("ip", "link", "set", "eth0", "address", mac)
+        netns.run("ip", "address", "add", address, "dev", "eth0")
+        # The userspace datapath hands on what it gets, so checksums have to be complete when it gets them.
+        netns.run("ethtool", "-K", "eth0", "tx", "off")
+
+    def _plug_outside(self, netns: Namespace, port: str, address: str) -> None:
+        veth(self.outside, f"x-{port}", netns, "net1")
+        self.outside.run("ip", "link", "set", f"x-{port}", "master", "external")
+        netns.run("ip", "address", "add", address, "dev", "net1")
+
+    def _start_daemons(self) -> None:
+        for name, schema in SCHEMAS.items():
+            run("ovsdb-tool", "create", f"{self.dir}/{name}.db", schema)
+        socket_path = f"unix:{self.dir}/db.sock"
+        # One server has the databases of Open vSwitch and both of OVN.
+        databases = [f"{self.dir}/{name}.db" for name in SCHEMAS]
+        self._daemon("ovsdb-server", f"--remote=p{socket_path}", *databases)
+        wait_until(lambda: Path(self.dir, "db.sock").exists(), "ovsdb-server listens")
+        self._vsctl("--no-wait", "init")
+        identity = {
+            *("system-id=test", "hostname=test", f"ovn-remote={socket_path}"),
+            *("ovn-encap-type=geneve", "ovn-encap-ip=127.0.0.1"),
+        }
+        identifiers = [f"external_ids:{one}" for one in sorted(identity)]
+        self._vsctl("--no-wait", "set", "open_vswitch", ".", *identifiers)
+        bridge = ["datapath_type=netdev", "fail-mode=secure"]
+        self._vsctl("--no-wait", "add-br", "br-int", "--", "set", "bridge", "br-int", *bridge)
+        self._daemon("ovs-vswitchd", "--disable-system", socket_path)
+        self._daemon("ovn-northd", f"--ovnnb-db={socket_path}", f"--ovnsb-db={socket_path}")
+        self.nbctl("init")
+        self._daemon("ovn-controller", socket_path)
+        for port in ("client", *(gateway.port for gateway in self.gateways)):
+            self._vsctl(
+                *("add-port", "br-int", f"p-{port}", "--", "set", "interface", f"p-{port}"),
+                f"external_ids:iface-id={port}",
+            )
+
+    def _configure(self) -> None:
+        self.nbctl("lr-add", "r")
+        for network, mac, address in (
+            ("ls-gateways", "0a:00:00:00:01:01", f"{ROUTER}/24"),
+            ("ls-client", "0a:00:00:00:02:01", "10.0.2.1/24"),
+        ):
+            router_port, switch_port = f"r-{network}", f"{network}-r"
+            self.nbctl("ls-add", network)
+            self.nbctl("lrp-add", "r", router_port, mac, address)
+            self.nbctl("lsp-add", network, switch_port)
+            self.nbctl("lsp-set-type", switch_port, "router")
+            self.nbctl("lsp-set-addresses", switch_port, "router")
+            self.nbctl("lsp-set-options", switch_port, f"router-port={router_port}")
+        ports = [("ls-client", "client", f"0a:00:00:00:02:0a {' '.join(CLIENTS)}")]
+        ports += [("ls-gateways", one.port, f"{one.mac} {one.inner}") for one in self.gateways]
+        for network, port, addresses in ports:
+            self.nbctl("lsp-add", network, port)
+            self.nbctl("lsp-set-addresses", port, addresses)
+        # OVN speaks BFD only on a port that is bound to a chassis.
+        self.nbctl("lrp-set-gateway-chassis", "r-ls-gateways", "test", "10")
+        for gateway in self.gateways:
+            self._default_route("0.0.0.0/0", gateway.inner)
+        self.nbctl("--wait=hv", "--timeout=20", "sync")
+
+    def add_ipv6(self) -> None:
+        """IPv6 beside IPv4 between router and gateways: addresses, sessions and default routes. Before they start."""
+        networks = f'networks="{ROUTER}/24","{PREFIX_6}1/64"'
+        self.nbctl("set", "logical_router_port", "r-ls-gateways", networks)
+        for gateway in self.gateways:
+            address = gateway.add_ipv6()
+            self.nbctl("lsp-set-addresses", gateway.port, f"{gateway.mac} {gateway.inner} {address}")
+            self._default_route("::/0", address)
+
+    def _default_route(self, prefix: str, gateway: str) -> None:
+        """An equal default route with BFD."""
+        interval, multiplier = self.timers
+        session = self.nbctl(
+            *("create", "bfd", "logical_port=r-ls-gateways", f'dst_ip="{gateway}"'),
+            *(f"min_tx={interval}", f"min_rx={interval}", f"detect_mult={multiplier}"),
+        ).strip()
+        self.nbctl(
+            *("--id=@route", "create", "logical_router_static_route", f'ip_prefix="{prefix}"'),
+            *(f'nexthop="{gateway}"', f"bfd={session}", "--", "add", "logical_router", "r"),
+            *("static_routes", "@route"),
+        )
+
+    def _daemon(self, *argv: str) -> None:
+        with open(self.dir / f"{argv[0]}.log", "ab") as output:
+            self._daemons.append(
+                subprocess.Popen(
+                    ["ip", "netns", "exec", self.switch.name, *argv],
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+
+    def _vsctl(self, *words: str) -> str:
+        return self._tool("ovs-vsctl", f"--db=unix:{self.dir}/db.sock", *words)
+
+    def _tool(self, *argv: str) -> str:
+        done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, timeout=30, check=False)
+        if done.returncode:
+            pytest.fail(f"{' '.join(argv)}: {done.stderr}")
+        return done.stdout
+
+
+@dataclass
+class Stream:
+    """A datagram every 10 ms from one address of the client, and what came back; times are monotonic seconds."""
+
+    address: str
+    sent: list[float] = field(default_factory=list)
+    answered: dict[int, tuple[float, str]] = field(default_factory=dict)
+    """When the answer to each came, and the gateway's outer address that the server saw."""
+
+    def lost(self) -> list[int]:
+        return [number for number in range(len(self.sent)) if number not in self.answered]
+
+    def hole(self) -> float:
+        """Seconds of the longest time without an answer."""
+        times = sorted(at for at, _ in self.answered.values())
+        return max(after - before for before, after in itertools.pairwise(times))
+
+    def via(self) -> str:
+        """The gateway that the newest answered datagram took."""
+        return self.answered[max(self.answered)][1]
+
+    def left(self, address: str) -> float | None:
+        """When the first datagram that took another gateway was sent; None when all took this one."""
+        return next((self.sent[n] for n, (_, via) in sorted(self.answered.items()) if via != address), None)
+
+
+class Streams:
+    """A stream through each gateway."""
+
+    INTERVAL = 0.010
+
+    def __init__(self, ovn: Ovn) -> None:
+        self._ovn = ovn
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        with ovn.server.entered():
+            self._server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._server.bind((SERVER, SERVER_PORT))
+        self._server.settimeout(0.1)
+        self._start(self._echo)
+        self.streams: dict[str, Stream] = {}
+
+    def begin(self) -> None:
+        """Find an address of the client for each gateway, and stream."""
+        sockets: dict[str, socket.socket] = {}
+        wanted = {gateway.outer for gateway in self._ovn.gateways}
+        for address in CLIENTS:
+            if set(sockets) == wanted:
+                break
+            with self._ovn.client.entered():
+                client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            client.bind((address, 0))
+            client.settimeout(0.5)
+            client.connect((SERVER, SERVER_PORT))
+            client.send(b"0")
+            try:
+                via = client.recv(100).split()[1].decode()
+            except TimeoutError:
+                via = ""
+            if not via or via in sockets:
+                client.close()
+            else:
+                sockets[via] = client
+        if set(sockets) != wanted:
+            pytest.fail(f"only {sorted(sockets)} carry traffic")
+        for via, client in sockets.items():
+            stream = self.streams[via] = Stream(client.getsockname()[0])
+            self._start(lambda stream=stream, client=client: self._stream(stream, client))  # type: ignore[misc]
+
+    def through(self, gateway: Gateway) -> Stream:
+        """The stream that began through this gateway."""
+        return self.streams[gateway.outer]
+
+    def end(self) -> None:
+        """Stop sending, wait for what is under way, and close everything."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(10)
+        self._server.close()
+
+    def _start(self, target: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=target, daemon=True))
+        self._threads[-1].start()
+
+    def _echo(self) -> None:
+        while not self._stop.is_set() or any(thread.is_alive() for thread in self._threads[1:]):
+            with contextlib.suppress(TimeoutError):
+                data, source = self._server.recvfrom(100)
+                self._server.sendto(data + b" " + source[0].encode(), source)
+
+    def _stream(self, stream: Stream, client: socket.socket) -> None:
+        due = time.monotonic()
+        while not self._stop.is_set():
+            now = time.monotonic()
+            if now >= due:
+                stream.sent.append(now)
+                self._send(client, len(stream.sent) - 1)
+                due += self.INTERVAL
+            else:
+                self._receive(stream, client, due - now)
+        end = time.monotonic() + 1
+        while stream.lost() and (left := end - time.monotonic()) > 0:
+            self._receive(stream, client, left)
+        client.close()
+
+    def _send(self, client: socket.socket, number: int) -> None:
+        with contextlib.suppress(OSError):
+            client.send(str(number).encode())
+
+    def _receive(self, stream: Stream, client: socket.socket, patience: float) -> None:
+        client.settimeout(max(patience, 0.0001))
+        with contextlib.suppress(OSError):
+            number, via = client.recv(100).split()
+            stream.answered[int(number)] = (time.monotonic(), via.decode())
+
+
+@contextlib.contextmanager
+def streaming(ovn: Ovn) -> Iterator[Streams]:
+    """Streams through both gateways, which have settled for a moment when this begins."""
+    streams = Streams(ovn)
+    try:
+        streams.begin()
+        time.sleep(0.5)
+        yield streams
+    finally:
+        streams.end()
+
+
+def down_reasons(gateway: Gateway) -> list[str]:
+    """The diagnostics with which the gateway's session left Up, oldest first."""
+    return re.findall(r"Up -> \w+ <([^>]*)>", "\n".join(gateway.told()))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the stream through the gateway to which something was done."""
+
+    lost: int
+    hole: float
+    """Seconds of the longest time without an answer."""
+    moved: float | None
+    """Seconds after the deed at which the first datagram that took the other gateway was sent."""
+
+
+def failover(ovn: Ovn, gateway: Gateway, deed: Callable[[], object], patience: float = 20.0) -> Outcome:
+    """Do something to a gateway that carries a stream, and tell what became of the stream.
+
+    The other gateway's stream must not notice.
+    """
+    with streaming(ovn) as streams:
+        stream = streams.through(gateway)
+        others = [one for one in streams.streams.values() if one is not stream]
+        begin = time.monotonic()
+        deed()
+        wait_until(lambda: stream.via() != gateway.outer, "the stream takes the other gateway", patience)
+        time.sleep(1)
+    assert [one.lost() for one in others] == [[]]
+    left = stream.left(gateway.outer)
+    return Outcome(len(stream.lost()), stream.hole(), None if left is None else left - begin)
+
+
+def drop_everything_inside(gateway: Gateway) -> None:
+    """A black hole: the gateway lives, and nothing reaches or leaves it on the inner side."""
+    gateway.netns.run(
+        "nft",
+        "add table inet hole; add chain inet hole in { type filter hook prerouting priority -400; }; "
+        "add chain inet hole out { type filter hook output priority -400; }; "
+        "add chain inet hole on { type filter hook forward priority -400; }; "
+        "add rule inet hole in iifname eth0 drop; add rule inet hole out oifname eth0 drop; "
+        "add rule inet hole on oifname eth0 drop",
+    )
+
+
+def drop_nothing(gateway: Gateway) -> None:
+    """End ``drop_everything_inside``."""
+    gateway.netns.run("nft", "delete table inet hole")
+
+
+def cut_outside(ovn: Ovn, gateway: Gateway) -> None:
+    """The gateway's outer side leads nowhere any more, though its interface has a carrier: a switch lost its mind."""
+    ovn.outside.run("ip", "link", "set", f"x-{gateway.port}", "nomaster")
+
+
+def mend_outside(ovn: Ovn, gateway: Gateway) -> None:
+    """End ``cut_outside``."""
+    ovn.outside.run("ip", "link", "set", f"x-{gateway.port}", "master", "external")
+
+
+def bfdd_control(gateway: Gateway, command: str) -> None:
+    """A command for the gateway's speaker."""
+    gateway.netns.run(
+        *("env", f"NATGW_RUN_DIR={gateway.run_dir}", f"NATGW_PYTHON={sys.executable}"),
+        *(str(ROOTFS / "usr/bin/bfdd-control"), *command.split()),
+    )

@@ -1,0 +1,186 @@
+"""Bandwidth limits as iperf3 measures them, in both directions, and that no change of them opens a gap."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from iperf import assert_rate, received_mbit
+from netns import require
+from world import A1, INTERNET, Gateway, World
+
+EIP, OTHER = "192.168.0.50", "192.168.0.99"
+DIRECTIONS = pytest.mark.parametrize("direction", ["ingress", "egress"])
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    require("iperf3", "ss", "tc")
+    with World() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(world: World) -> Iterator[Gateway]:
+    with world.gateway() as made:
+        made.verb("eip-add", f"{EIP}/24")
+        made.verb("floating-ip-add", f"{EIP},{A1}")
+        yield made
+
+
+@pytest.fixture
+def gateway(world: World, shared: Gateway) -> Iterator[Gateway]:
+    """A gateway with one floating IP and no limits; it has none again afterwards."""
+    yield shared
+    for direction in ("ingress", "egress"):
+        shared.verb(f"eip-{direction}-qos-del", EIP, OTHER)
+        shared.verb("qos-del", f"{direction},net1,3,matchall,,,,,", *specific(direction))
+    assert shared.status()["counts"]["qos"] == 0
+
+
+def specific(direction: str) -> list[str]:
+    side = "src" if direction == "ingress" else "dst"
+    return [f"{direction},net1,2,u32,ip,{side},{INTERNET}/32,10,0.1"]
+
+
+def burst(mbit: float) -> float:
+    """In MB: some tenths of a second."""
+    return max(0.03, mbit / 80)
+
+
+def measured(world: World, direction: str, udp: float | None = None, seconds: float = 2) -> float:
+    """What arrives from the Internet at the tenant (ingress), or from the tenant at the Internet."""
+    reverse = direction == "egress"
+    return received_mbit(world.internet, world.vpc.a1, EIP, seconds=seconds, udp_mbit=udp, reverse=reverse)
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("mbit", [1, 10, 100])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_limit_is_kept_within_ten_per_cent(
+    world: World, gateway: Gateway, protocol: str, mbit: int, direction: str
+) -> None:
+    gateway.verb(f"eip-{direction}-qos-add", f"{EIP},1,{mbit},{burst(mbit)}")
+    offered = mbit * 1.5 if protocol == "udp" else None
+    # Segments come in bunches of up to 64 KB: half a second's worth at 1 Mbit/s.
+    assert_rate(lambda: measured(world, direction, offered, seconds=8 if mbit == 1 else 2), mbit)
+
+
+@DIRECTIONS
+def test_the_eip_comes_before_the_prefix_and_the_prefix_before_the_interface(
+    world: World, gateway: Gateway, direction: str
+) -> None:
+    gateway.verb("qos-add", f"{direction},net1,3,matchall,,,,50,0.5")
+    assert_rate(lambda: measured(world, direction), 50)
+    gateway.verb("qos-add", *specific(direction))
+    assert_rate(lambda: measured(world, direction), 10)
+    gateway.verb(f"eip-{direction}-qos-add", f"{EIP},1,2,0.05")
+    assert_rate(lambda: measured(world, direction), 2)
+    gateway.verb(f"eip-{direction}-qos-del", EIP)
+    assert_rate(lambda: measured(world, direction), 10)
+
+
+def test_limits_stand_without_the_daemon_and_return_with_it(world: World, gateway: Gateway) -> None:
+    gateway.verb("eip-ingress-qos-add", f"{EIP},1,5,0.05")
+    gateway.kill(signal.SIGKILL)
+    assert_rate(lambda: measured(world, "ingress"), 5)
+    gateway.run("tc", "qdisc", "del", "dev", "ifb-net1", "root")
+    gateway.verb("eip-add", f"{EIP}/24")
+    assert_rate(lambda: measured(world, "ingress"), 5)
+
+
+FLOOD = """
+import socket, sys, time
+out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+out.connect((sys.argv[1], int(sys.argv[2])))
+print("going", flush=True)
+payload, end = bytes(1372), time.monotonic() + 30
+while time.monotonic() < end:
+    for _ in range(100):
+        try:
+            out.send(payload)
+        except OSError:
+            pass
+"""
+SO_TIMESTAMPNS = 35
+FRAME = 1372 + 42
+
+
+def test_no_change_of_a_limit_lets_anything_through_meanwhile(world: World, gateway: Gateway) -> None:
+    """A flood meets rates, priorities and neighbours that change all the time: by the kernel's clock, no twentieth
+    of a second has more than the higher rate, the burst and a moment's delay of the shaper's own allow."""
+    rates, size = (4, 8), 0.05
+    ear = world.vpc.a1.udp(9000)
+    ear.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    ear.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    gateway.verb("eip-ingress-qos-add", f"{EIP},1,{rates[0]},{size}")
+    seen: list[float] = []
+    reader = threading.Thread(target=hear, args=(ear, seen))
+    flood = world.internet.spawn(sys.executable, "-c", FLOOD, EIP, "9000")
+    try:
+        assert flood.stdout is not None
+        assert flood.stdout.readline() == "going\n"
+        reader.start()
+        time.sleep(0.5)  # the first burst is allowed
+        begun = time.time()
+        for turn in range(20):
+            gateway.verb("eip-ingress-qos-add", f"{EIP},{1 + turn % 4 // 2 * 4},{rates[turn % 2]},{size}")
+            verb = "add" if turn % 2 else "del"
+            gateway.verb(f"eip-ingress-qos-{verb}", f"{OTHER}{',1,100,1' if turn % 2 else ''}")
+        ended = time.time()
+    finally:
+        flood.kill()
+        flood.communicate()
+        world.close_sockets()
+        reader.join()
+    times = [at for at in seen if begun <= at <= ended]
+    assert len(times) * FRAME * 8 / (ended - begun) > rates[0] * 0.8e6, "the flood did not fill the limit"
+    window = 0.05
+    most = max(sum(start <= at < start + window for at in times[n : n + 2000]) for n, start in enumerate(times))
+    assert most * FRAME <= rates[1] * 1e6 / 8 * window + size * 2**20 + 30_000
+
+
+def hear(ear: socket.socket, seen: list[float]) -> None:
+    """Note when the kernel received each datagram, until the socket is closed or silent."""
+    ear.settimeout(2)
+    while True:
+        try:
+            _, ancillary, _, _ = ear.recvmsg(2048, 64)
+        except OSError:
+            return
+        for _, _, data in ancillary:
+            seconds, nanoseconds = struct.unpack("ll", data[:16])
+            seen.append(seconds + nanoseconds / 1e9)
+
+
+def test_what_no_limit_claims_passes_unshaped(world: World, gateway: Gateway) -> None:
+    gateway.verb("eip-ingress-qos-add", f"{OTHER},1,1,0.1")
+    gateway.verb("eip-egress-qos-add", f"{OTHER},1,1,0.1")
+    assert measured(world, "ingress") > 300
+    assert measured(world, "egress") > 300
+
+
+def test_other_protocols_than_ipv4_are_not_limited(world: World, gateway: Gateway) -> None:
+    """ARP of the external network goes on while all IPv4 traffic waits for a limit of nearly nothing."""
+    gateway.verb("qos-add", "ingress,net1,3,matchall,,,,0.01,0", "egress,net1,3,matchall,,,,0.01,0")
+    flood = world.internet.spawn(sys.executable, "-c", FLOOD, EIP, "9000")
+    try:
+        assert flood.stdout is not None
+        assert flood.stdout.readline() == "going\n"
+        done = subprocess.run(
+            ["ip", "netns", "exec", world.rival.name, "arping", "-c", "2", "-w", "5", "-I", "eth0", EIP],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        flood.kill()
+        flood.communicate()
+    assert done.returncode == 0, done.stdout + done.stderr

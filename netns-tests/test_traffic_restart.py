@@ -97,7 +97,7 @@ def test_the_daemons_death_and_return_loses_no_packet(world: World, gateway: Gat
         wait_for(lambda: stream.sent > 50, "the stream runs")
         first = gateway.pid
         rules, generation = gateway.saved(), stream.sent
-        gateway.kill(signal.SIGKILL)
+        gateway.kill_daemon()
         wait_for(lambda: stream.sent > generation + 50, "the stream ran without the daemon")
         gateway.verb("dnat-add", f"{EIP2},8888,tcp,{A2},80")
         second = gateway.pid
@@ -129,7 +129,7 @@ def test_without_its_files_the_daemon_learns_from_the_kernel(world: World, gatew
     known = gateway.get("/v1/gateway")
     flow = tcp(world.internet, (EIP2, 8888), world.vpc.a2.tcp_server(80))
     rules = gateway.saved()
-    gateway.crash()
+    gateway.kill()
     shutil.rmtree(gateway.run_dir)
     shutil.rmtree(gateway.state_dir)
     gateway.verb("eip-add", f"{EIP}/24")
@@ -148,7 +148,7 @@ def test_a_new_namespace_is_restored_by_the_first_call(world: World, tmp_path: P
     with world.gateway(state_dir=state) as old:
         fill(old)
         known, rules, mac = old.get("/v1/gateway"), old.saved(), old.mac
-        old.crash()
+        old.kill()
     gateway = world.plug(state_dir=state)
     try:
         assert gateway.mac != mac
@@ -166,7 +166,7 @@ def test_a_new_namespace_is_restored_by_the_first_call(world: World, tmp_path: P
 
 def test_a_changed_kernel_is_put_right_at_the_start(world: World, gateway: Gateway) -> None:
     rules = gateway.saved()
-    gateway.crash()
+    gateway.kill()
     gateway.run(f"iptables-{gateway.variant}", "-t", "nat", "-F", "SHARED_DNAT")
     gateway.run(
         f"iptables-{gateway.variant}", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "RETURN"
@@ -206,7 +206,7 @@ def test_two_gateways_of_the_same_tenant_addresses_do_not_meet(world: World) -> 
         one.verb("snat-del", f"{EIP},10.0.1.0/24")
         one.verb("dnat-del", f"{EIP},80,tcp")
         one.verb("eip-del", f"{EIP}/24")
-        one.crash()
+        one.kill()
         for flow in (inbound, flows[1]):
             flow.talk()
 

@@ -357,14 +357,15 @@ class Gateway(Host):
         return int((self.run_dir / "natgw.pid").read_text())
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send the daemon a signal that ends it, and wait for its end. After SIGKILL its keeper starts another."""
-        end(self.pid, number)
-
-    def crash(self) -> None:
-        """Kill the daemon and its keeper, as the end of their container does."""
+        """End the daemon for good, that is, until the next call: killed with its keeper, or told to stop."""
         daemon = self.pid
-        end(parent(daemon))
-        end(daemon)
+        if number == signal.SIGKILL:
+            end(parent(daemon))
+        end(daemon, number)
+
+    def kill_daemon(self) -> None:
+        """Kill the daemon alone; its keeper starts another."""
+        end(self.pid)
 
 
 def parent(pid: int) -> int:

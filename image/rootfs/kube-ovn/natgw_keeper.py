@@ -68,8 +68,13 @@ class Keeper:
                     self.start()
             self.wait()
             code = self.reap()
-            if code is not None and (self.stopping or code in STOPPED or not self.proven):
-                return int(not self.stopping and code not in STOPPED)
+            if code is None:
+                continue
+            if self.stopping or code in STOPPED:
+                return 0
+            if not self.proven:
+                return 1
+            self.ended(code)
 
     def at_home(self):
         """Whether this is still the keeper that verbs reach: not if the container's files have gone."""
@@ -162,7 +167,6 @@ class Keeper:
                 return ended
             if pid == self.pid:
                 ended = posix.waitstatus_to_exitcode(status)
-                self.ended(ended)
 
     def ended(self, code):
         """Note how the daemon ended, and when to start the next."""
@@ -200,7 +204,7 @@ def main():
     code = keeper.run()
     if keeper.at_home():
         posix.unlink(keeper.run_dir + "/keep.sock")
-    keeper.answer(b"")
+    keeper.answer(b"")  # last: who hears it looks whether there is a keeper still
     return code
 
 

@@ -42,12 +42,16 @@ def launch(run_dir, connect):
     log_fd = posix.open(log, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC, 0o600)
     logged_before = posix.fstat(log_fd).st_size
     posix.close(log_fd)
-    keeper = connect(run_dir + "/keep.sock")
     child = None
-    if keeper is None:
-        child = start_keeper(run_dir)
+    while True:
         keeper = connect(run_dir + "/keep.sock")
-    ready = keeper is not None and wait_ready(keeper)
+        if keeper is None:
+            child = start_keeper(run_dir)
+            keeper = connect(run_dir + "/keep.sock")
+        ready = keeper is not None and wait_ready(keeper)
+        # The keeper that was found may have been about to end with a daemon that was told to stop: then ours is next.
+        if ready is not False or child is not None or "keep.sock" in posix.listdir(run_dir):
+            break
     client = connect(run_dir + "/exec.sock") if ready else None
     if client is not None:
         return client

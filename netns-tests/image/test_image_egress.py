@@ -40,6 +40,9 @@ def pods(make_netns: Callable[[], Namespace]) -> Iterator[tuple[Container, Conta
     veth(one, "eth0", two, "eth0")
     one.run("ip", "address", "add", f"{OURS}/24", "dev", "eth0")
     two.run("ip", "address", "add", f"{THEIRS}/24", "dev", "eth0")
+    # A way to the outside: without one a pod calls itself unhealthy, and attracts no traffic.
+    one.run("ip", "route", "add", "default", "via", THEIRS)
+    two.run("ip", "route", "add", "default", "via", OURS)
     with ExitStack() as stack:
         yield tuple(stack.enter_context(bfdd(*what)) for what in ((one, OURS, THEIRS), (two, THEIRS, OURS)))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +11,12 @@ from contextlib import suppress
 
 from gateway.bfd import control
 from gateway.bfd.commands import STATE_NAMES, Commands, diag_name
-from gateway.bfd.loop import Loop
-from gateway.bfd.server import Server, line_protocol, same_user_or_root
 from gateway.bfd.session import SessionConfig, StateChange
 from gateway.bfd.speaker import Speaker
 from gateway.bfd.table import Entry, SessionTable
 from gateway.bfd.udp import Network, UdpNetwork, canonical, wildcards
+from gateway.small.loop import Loop, on_signals
+from gateway.small.server import Server, line_protocol, same_user_or_root
 
 STDOUT = 1
 
@@ -80,15 +79,6 @@ class Beacon:
         log(f"session {entry.id} local={entry.local} remote={entry.remote}: cannot send: {error.strerror}")
 
 
-def stop_on_signals(loop: Loop) -> None:
-    """SIGTERM and SIGINT end ``loop.run``, also while it waits."""
-    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(write_end)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.stop())
-    loop.watch(read_end, lambda: None)
-
-
 def parse(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The listen addresses and control channels of ``bfdd-beacon``'s options. Raises ValueError."""
     addresses: list[str] = []
@@ -122,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         print(f"bfdd-beacon: {reason}", file=sys.stderr)
         return 1
-    stop_on_signals(loop)
+    on_signals(loop, loop.stop)
     log(f"listening on {', '.join(addresses)}")
     loop.run()
     beacon.close()

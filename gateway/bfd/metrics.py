@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
 from gateway.bfd.ladder import CIRCUIT_OPEN, UP, Ladder, Step
 from gateway.bfd.speaker import Speaker
-
-Labels = Mapping[str, str]
+from gateway.small import exposition
 
 
 class Counters:
@@ -42,7 +39,7 @@ def render(ladder: Ladder, counters: Counters, speaker: Speaker, now: float) -> 
     attempts = [
         ({"action": action, "result": result}, times) for (action, result), times in sorted(counters.attempts.items())
     ]
-    families: list[tuple[str, str, str, Iterable[tuple[Labels, float]]]] = [
+    families: list[exposition.Family] = [
         (
             "kube_ovn_bfdd_expected_sessions",
             "gauge",
@@ -117,17 +114,4 @@ def render(ladder: Ladder, counters: Counters, speaker: Speaker, now: float) -> 
             [({}, speaker.send_errors)],
         ),
     ]
-    lines: list[str] = []
-    for name, kind, text, samples in families:
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        lines += [f"{name}{_labels(labels)} {_number(value)}" for labels, value in samples]
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(int(value))
-
-
-def _labels(labels: Labels) -> str:
-    """Addresses, and words of our own: nothing here needs escaping."""
-    return "{" + ",".join(f'{name}="{value}"' for name, value in labels.items()) + "}" if labels else ""
+    return exposition.text(families)

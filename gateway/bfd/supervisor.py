@@ -16,16 +16,17 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.bfd import control, metrics, title
-from gateway.bfd.beacon import Beacon, log, stop_on_signals
+from gateway.bfd.beacon import Beacon, log
 from gateway.bfd.commands import STATE_NAMES
 from gateway.bfd.ladder import REBUILD, RESET, UP, ZERO_TIME, Ladder, Observed, Pair, Step, Timing
-from gateway.bfd.loop import Loop
 from gateway.bfd.packet import State
-from gateway.bfd.server import Server, line_protocol, listen_tcp, listen_unix
 from gateway.bfd.session import StateChange
 from gateway.bfd.settings import Settings
 from gateway.bfd.table import Entry
 from gateway.bfd.udp import UdpNetwork
+from gateway.small import http
+from gateway.small.loop import Loop, on_signals
+from gateway.small.server import Server, line_protocol, listen_tcp, listen_unix
 
 PROGRAM = "/kube-ovn/kube-ovn-bfdd-supervisor"
 RECONCILE = 5_000_000
@@ -38,6 +39,8 @@ class Supervisor:
     def __init__(self, settings: Settings, beacon: Beacon, wall: Callable[[], float] = time.time) -> None:
         self.ladder = Ladder(settings.pairs(), Timing.of(settings.session))
         self.counters = metrics.Counters()
+        self.respond = http.responder({"/livez": lambda: "", "/metrics": self._metrics})
+        """The reply to an HTTP request."""
         self._settings = settings
         self._wall = wall
         self._beacon = beacon
@@ -140,21 +143,8 @@ class Supervisor:
             error = f"unknown request {word!r}"
         return json.dumps({"status": self.status(), "error": error}) + "\n"
 
-    def respond(self, received: bytes) -> bytes | None:
-        """The reply to an HTTP request, once its head is complete."""
-        head, end, _ = received.partition(b"\r\n\r\n")
-        if not end:
-            return None
-        method, _, rest = head.partition(b" ")
-        path = rest.split(b" ")[0].split(b"?")[0]
-        if method not in (b"GET", b"HEAD"):
-            return _http("405 Method Not Allowed", "method not allowed\n")
-        if path == b"/livez":
-            return _http("200 OK", "")
-        if path != b"/metrics":
-            return _http("404 Not Found", "404 page not found\n")
-        text = metrics.render(self.ladder, self.counters, self._beacon.speaker, self._uptime())
-        return _http("200 OK", text, headers_only=method == b"HEAD")
+    def _metrics(self) -> str:
+        return metrics.render(self.ladder, self.counters, self._beacon.speaker, self._uptime())
 
     def _state(self, pair: Pair) -> str:
         entry = self._beacon.table.find(*pair)
@@ -198,14 +188,6 @@ class Supervisor:
             self._saved = text
 
 
-def _http(status: str, body: str, headers_only: bool = False) -> bytes:
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
-        f"Content-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n"
-    )
-    return (head + ("" if headers_only else body)).encode()
-
-
 def run(environment: Mapping[str, str]) -> None:
     """Be the supervisor until a signal comes. Raises OSError or ValueError when something needed cannot be had."""
     settings = Settings.read(environment)
@@ -213,7 +195,7 @@ def run(environment: Mapping[str, str]) -> None:
     with suppress(OSError, ValueError):
         title.set_command_line(PROGRAM, "run")
     loop = Loop()
-    stop_on_signals(loop)
+    on_signals(loop, loop.stop)
     probes = listen_unix(settings.socket_path)
     try:
         beacon = Beacon(

@@ -1,4 +1,4 @@
-"""What the small processes share: HTTP and Prometheus' text. The loop and the server are tested with the BFD speaker."""
+"""What the small processes share: HTTP and metrics text. Loop and server are tested with the BFD speaker."""
 
 from __future__ import annotations
 

@@ -245,8 +245,20 @@ def test_a_configuration_that_cannot_be_used_is_named(text: bytes, named: str) -
         parse(text)
 
 
-FIELDS = """namespace name externalNetwork observability conntrack log filters include original sourceCIDRs
-sourcePorts start""".split()
+FIELDS = [
+    "namespace",
+    "name",
+    "externalNetwork",
+    "observability",
+    "conntrack",
+    "log",
+    "filters",
+    "include",
+    "original",
+    "sourceCIDRs",
+    "sourcePorts",
+    "start",
+]
 
 
 @given(

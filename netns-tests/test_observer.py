@@ -53,7 +53,7 @@ def until(condition: Callable[[], object], seconds: float = 20) -> Any:
     return result
 
 
-class Path3:
+class EgressPath:
     """Client, gateway and server, with IPv4 and IPv6."""
 
     def __init__(self, make_netns: Callable[[], Namespace]) -> None:
@@ -118,8 +118,8 @@ class Path3:
 
 
 @pytest.fixture
-def path(make_netns: Callable[[], Namespace]) -> Iterator[Path3]:
-    made = Path3(make_netns)
+def path(make_netns: Callable[[], Namespace]) -> Iterator[EgressPath]:
+    made = EgressPath(make_netns)
     try:
         yield made
     finally:
@@ -217,7 +217,7 @@ class Container:
 
 
 @pytest.fixture
-def container(path: Path3) -> Iterator[Container]:
+def container(path: EgressPath) -> Iterator[Container]:
     with tempfile.TemporaryDirectory(prefix="observer-") as directory:
         made = Container(Path(directory), path.gateway)
         try:
@@ -227,7 +227,7 @@ def container(path: Path3) -> Iterator[Container]:
         assert set(codes) <= {0}
 
 
-def test_a_flow_from_start_to_forced_end(path: Path3, container: Container) -> None:
+def test_a_flow_from_start_to_forced_end(path: EgressPath, container: Container) -> None:
     process = container.start()
     until(container.watching)
     connections = {("tcp", ipv6): path.tcp(ipv6) for ipv6 in (False, True)}
@@ -272,7 +272,7 @@ def test_a_flow_from_start_to_forced_end(path: Path3, container: Container) -> N
     assert int(facts["VmHWM"].split()[0]) <= 32 * 1024
 
 
-def test_interfaces_grow_and_their_loss_does_not_stop_the_other_collector(path: Path3, container: Container) -> None:
+def test_the_loss_of_interfaces_does_not_stop_the_other_collector(path: EgressPath, container: Container) -> None:
     container.start()
     external = ("interface_rx_bytes_total", 'interface="net1"', 'type="external"')
     before = container.value(*external)
@@ -287,7 +287,7 @@ def test_interfaces_grow_and_their_loss_does_not_stop_the_other_collector(path: 
     assert (container.value("observability_errors_total", '"interface"', port=10667) or 0) >= 1
 
 
-def test_configuration_changes_without_a_restart(path: Path3, container: Container) -> None:
+def test_configuration_changes_without_a_restart(path: EgressPath, container: Container) -> None:
     container.start("-v=3", "--logtostderr")
     until(container.watching)
 
@@ -315,7 +315,7 @@ def test_configuration_changes_without_a_restart(path: Path3, container: Contain
     until(container.watching)
 
 
-def test_without_the_capability_it_stays_and_says_so(path: Path3, container: Container) -> None:
+def test_without_the_capability_it_stays_and_says_so(path: EgressPath, container: Container) -> None:
     process = container.start(privileges=NOTHING)
     until(lambda: (container.value("observability_errors_total", '"conntrack"', '"session"') or 0) >= 2)
     assert not container.watching()
@@ -369,7 +369,7 @@ class Watch:
         self.skipped += max(0, due - self.loop.clock())
 
 
-def test_the_end_of_a_flow_from_before_is_noticed(path: Path3) -> None:
+def test_the_end_of_a_flow_from_before_is_noticed(path: EgressPath) -> None:
     """The kernel sends no event for the end of a connection that nobody heard begin."""
     connection = path.udp()
     watch = Watch(path.gateway)
@@ -384,7 +384,7 @@ def test_the_end_of_a_flow_from_before_is_noticed(path: Path3) -> None:
     watch.source.close()
 
 
-def test_lost_events_are_made_good_for(path: Path3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_events_are_made_good_for(path: EgressPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_RECEIVE_BUFFER", 2048)
     watch = Watch(path.gateway)
     flood(path, 1000)
@@ -398,14 +398,14 @@ def test_lost_events_are_made_good_for(path: Path3, monkeypatch: pytest.MonkeyPa
     watch.source.close()
 
 
-def flood(path: Path3, connections: int) -> None:
+def flood(path: EgressPath, connections: int) -> None:
     """So many new connections, each of one packet."""
     client = path.socket(path.client, socket.SOCK_DGRAM)
     for number in range(connections):
         client.sendto(b"", (SERVER[0], 10000 + number))
 
 
-def test_a_flood_is_followed_event_by_event(path: Path3, container: Container) -> None:
+def test_a_flood_is_followed_event_by_event(path: EgressPath, container: Container) -> None:
     container.configure({"conntrack": {"metrics": {"enabled": True}}})
     container.start()
     until(container.watching)

@@ -137,7 +137,7 @@ class Observer:
                 self._interface_names = interfaces.resolve(status, self._config.external_network)
             counters = interfaces.parse_proc_net_dev(PROC_NET_DEV.read_text())
             self._interfaces.update(self._interface_names, counters)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             # Perhaps they have other names by now.
             self._interface_names = {}
             self.tally.errors[INTERFACE, "collect"] += 1

@@ -39,7 +39,9 @@ check: setup ## linters, types and import arrows; no network, no root
 	@$(BIN)/lint-imports --no-logo
 
 test: setup-test check ## make check, then every test: pure ones, and real packets in network namespaces (root)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@if [ -n "$(PYTEST_ARGS)" ]; then exec $(BIN)/python -m pytest $(PYTEST_ARGS); fi; \
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m 'not alone'; \
+	$(BIN)/python -m pytest -m alone
 
 fuzz: setup ## a million malformed BFD packets, twice; a few minutes, no root
 	@NATGW_FUZZ_PACKETS=1000000 $(BIN)/python -m pytest tests/test_bfd_fuzz.py

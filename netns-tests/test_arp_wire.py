@@ -32,6 +32,8 @@ from gateway.arp.frame import announcement
 from gateway.arp.schedule import Timing
 from gateway.arp.wire import ArpSender
 
+pytestmark = pytest.mark.alone
+
 T = TypeVar("T")
 
 EIP = IPv4Address("192.0.2.10")

@@ -25,6 +25,8 @@ from ovn import (
     wait_until,
 )
 
+pytestmark = pytest.mark.alone
+
 HEALTH = {"NATGW_BFD_HEALTH_INTERVAL": "200", "NATGW_BFD_HEALTH_FALL": "400", "NATGW_BFD_HEALTH_RISE": "1000"}
 PROBE_TIME = 3 * 0.2 + 0.4
 """Within which these settings promise to notice that the external gateway is gone, seconds."""

@@ -22,6 +22,8 @@ from scapy.contrib.bfd import BFD
 
 from gateway.bfd.packet import ControlPacket, decode
 
+pytestmark = pytest.mark.alone
+
 ROOTFS = Path(__file__).parent.parent / "image" / "rootfs"
 BFDD = "/usr/lib/frr/bfdd"
 OURS, THEIRS = ("10.88.0.1", "fd88::1"), ("10.88.0.2", "fd88::2")

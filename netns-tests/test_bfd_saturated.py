@@ -14,6 +14,8 @@ import pytest
 from netns import Namespace, require, veth
 from ovn import SUPERVISOR, wait_until
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 60
 ADDRESSES = ("10.90.0.1", "10.90.0.2")
 

@@ -16,6 +16,8 @@ from iperf import assert_rate, received_mbit
 from netns import require
 from world import A1, INTERNET, Gateway, World
 
+pytestmark = pytest.mark.alone
+
 EIP, OTHER = "192.168.0.50", "192.168.0.99"
 DIRECTIONS = pytest.mark.parametrize("direction", ["ingress", "egress"])
 

@@ -12,7 +12,6 @@ from gateway.bfd import netlink
 from gateway.bfd.beacon import Beacon
 from gateway.bfd.health import Health, Hysteresis, Result, Verdict
 from gateway.bfd.healthwatch import HealthWatch
-from gateway.bfd.loop import Loop
 from gateway.bfd.netlink import Egress, Link, Neighbour
 from gateway.bfd.packet import Diag, State
 from gateway.bfd.probes import (
@@ -31,6 +30,7 @@ from gateway.bfd.session import SessionConfig
 from gateway.bfd.settings import HealthSettings, drain_grace
 from gateway.bfd.targets import Target, TargetsProbe
 from gateway.bfd.udp import UdpNetwork
+from gateway.small.loop import Loop
 
 SECOND = 1_000_000
 GOOD, BAD, SURE, NONE = passed("well"), failed("ill"), failed("dead", certain=True), not_applicable("not here")

@@ -14,13 +14,13 @@ import pytest
 
 from gateway.bfd import control
 from gateway.bfd.beacon import Beacon, Options, parse, random
-from gateway.bfd.loop import Loop, monotonic_us
 from gateway.bfd.packet import ControlPacket, Diag, State
-from gateway.bfd.server import DEADLINE, Server, line_protocol
 from gateway.bfd.session import SessionConfig, StateChange
 from gateway.bfd.speaker import Speaker
 from gateway.bfd.table import Entry, SessionTable
 from gateway.bfd.udp import UdpListener, UdpNetwork, UdpSender, canonical
+from gateway.small.loop import Loop, monotonic_us
+from gateway.small.server import DEADLINE, Server, line_protocol
 
 LEFT, RIGHT = ("127.88.0.1", "127.88.0.2")
 FAST = SessionConfig(desired_min_tx=20_000, required_min_rx=20_000, detect_mult=5)

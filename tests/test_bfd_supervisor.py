@@ -19,13 +19,13 @@ import pytest
 
 from gateway.bfd import control, natgw
 from gateway.bfd.beacon import Beacon
-from gateway.bfd.loop import Loop
 from gateway.bfd.packet import State
-from gateway.bfd.server import listen_tcp, listen_unix
 from gateway.bfd.session import SessionConfig
 from gateway.bfd.settings import Settings
 from gateway.bfd.supervisor import Supervisor
 from gateway.bfd.udp import UdpNetwork
+from gateway.small.loop import Loop
+from gateway.small.server import listen_tcp, listen_unix
 
 ROOTFS = Path(__file__).parent.parent / "image" / "rootfs"
 SUPERVISOR = ROOTFS / "kube-ovn" / "kube-ovn-bfdd-supervisor"

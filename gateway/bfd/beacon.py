@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,14 +13,14 @@ from dataclasses import dataclass
 from gateway.bfd import control, healthwatch
 from gateway.bfd.commands import STATE_NAMES, Commands, diag_name
 from gateway.bfd.drain import Drain, Phase
-from gateway.bfd.loop import Loop
-from gateway.bfd.server import Server, line_protocol, same_user_or_root
 from gateway.bfd.session import SessionConfig, StateChange
 from gateway.bfd.settings import HealthSettings, drain_grace
 from gateway.bfd.speaker import Speaker
 from gateway.bfd.table import MINIMUM_TTL, Entry, SessionTable
 from gateway.bfd.udp import CONTROL_PORT, MULTIHOP_PORT, Network, UdpNetwork, canonical, wildcards
 from gateway.bfd.withdrawal import Withdrawal
+from gateway.small.loop import Loop, on_signals
+from gateway.small.server import Server, line_protocol, same_user_or_root
 
 STDOUT = 1
 
@@ -107,21 +106,6 @@ class Beacon:
 
     def _send_failed(self, entry: Entry, error: OSError) -> None:
         log(f"session {entry.id} local={entry.local} remote={entry.remote}: cannot send: {error.strerror}")
-
-
-def on_signals(loop: Loop, asked: Callable[[], None]) -> None:
-    """Call ``asked`` inside the loop for every SIGTERM and SIGINT, also while it waits."""
-    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(write_end)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-
-    def read() -> None:
-        for number in os.read(read_end, 64):
-            if number in (signal.SIGTERM, signal.SIGINT):
-                asked()
-
-    loop.watch(read_end, read)
 
 
 @dataclass

@@ -11,10 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from gateway.bfd.loop import Loop
 from gateway.bfd.packet import Diag, State
 from gateway.bfd.speaker import Speaker
 from gateway.bfd.withdrawal import Withdrawal
+from gateway.small.loop import Loop
 
 QUIET = 1_000_000
 """Microseconds without a forwarded packet after which the traffic counts as moved."""

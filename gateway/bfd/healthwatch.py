@@ -8,7 +8,6 @@ from typing import Any
 
 from gateway.bfd import netlink
 from gateway.bfd.health import Health, Result
-from gateway.bfd.loop import Loop
 from gateway.bfd.netlink import Netlink
 from gateway.bfd.packet import Diag, State
 from gateway.bfd.probes import (
@@ -27,6 +26,7 @@ from gateway.bfd.table import SessionTable
 from gateway.bfd.targets import TargetsProbe
 from gateway.bfd.udp import family_of
 from gateway.bfd.withdrawal import Withdrawal
+from gateway.small.loop import Loop
 
 
 class HealthWatch:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from gateway.bfd.health import Health, Verdict
 from gateway.bfd.ladder import CIRCUIT_OPEN, UP, Ladder, Step
 from gateway.bfd.speaker import Speaker
-
-Labels = Mapping[str, str]
-Family = tuple[str, str, str, Iterable[tuple[Labels, float]]]
-"""Name, kind, help and samples of a metric."""
+from gateway.small import exposition
+from gateway.small.exposition import Family
 
 
 class Counters:
@@ -124,11 +122,7 @@ def render(
         ("natgw_bfd_draining", "gauge", "Whether traffic is sent elsewhere on purpose.", [({}, draining)]),
         *(_health(health) if health is not None else ()),
     ]
-    lines: list[str] = []
-    for name, kind, text, samples in families:
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        lines += [f"{name}{_labels(labels)} {_number(value)}" for labels, value in samples]
-    return "\n".join(lines) + "\n"
+    return exposition.text(families)
 
 
 def _health(health: Health) -> Iterable[Family]:
@@ -151,12 +145,3 @@ def _health(health: Health) -> Iterable[Family]:
             ],
         ),
     )
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(int(value))
-
-
-def _labels(labels: Labels) -> str:
-    """Addresses, and words of our own: nothing here needs escaping."""
-    return "{" + ",".join(f'{name}="{value}"' for name, value in labels.items()) + "}" if labels else ""

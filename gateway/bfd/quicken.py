@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gateway.bfd.loop import Loop
 from gateway.bfd.netlink import Netlink
 from gateway.bfd.probes import NOWHERE
 from gateway.bfd.settings import HealthSettings
+from gateway.small.loop import Loop
 
 _SILENT = tuple((os.POSIX_SPAWN_OPEN, descriptor, "/dev/null", os.O_RDWR, 0) for descriptor in (0, 1, 2))
 

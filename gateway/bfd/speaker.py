@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.bfd.loop import Loop
 from gateway.bfd.session import StateChange
 from gateway.bfd.table import Entry, Happened, SessionTable
 from gateway.bfd.udp import Listener, Network, Sender
+from gateway.small.loop import Loop
 
 BATCH = 64
 """Datagrams taken from one socket before timers are served again, so that a flood cannot silence us."""

@@ -16,17 +16,18 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.bfd import control, healthwatch, metrics, title
-from gateway.bfd.beacon import Beacon, log, on_signals
+from gateway.bfd.beacon import Beacon, log
 from gateway.bfd.commands import STATE_NAMES
 from gateway.bfd.healthwatch import HealthWatch
 from gateway.bfd.ladder import REBUILD, RESET, UP, ZERO_TIME, Ladder, Observed, Pair, Step, Timing
-from gateway.bfd.loop import Loop
 from gateway.bfd.packet import State
-from gateway.bfd.server import Server, line_protocol, listen_tcp, listen_unix
 from gateway.bfd.session import StateChange
 from gateway.bfd.settings import HealthSettings, Settings, drain_grace
 from gateway.bfd.table import Entry
 from gateway.bfd.udp import CONTROL_PORT, MULTIHOP_PORT, UdpNetwork
+from gateway.small import http
+from gateway.small.loop import Loop, on_signals
+from gateway.small.server import Server, line_protocol, listen_tcp, listen_unix
 
 PROGRAM = "/kube-ovn/kube-ovn-bfdd-supervisor"
 RECONCILE = 5_000_000
@@ -41,6 +42,8 @@ class Supervisor:
         self.counters = metrics.Counters()
         self.health: HealthWatch | None = None
         """None while health is not watched."""
+        self.respond = http.responder({"/livez": lambda: "", "/metrics": self._metrics})
+        """The reply to an HTTP request."""
         self._settings = settings
         self._wall = wall
         self._beacon = beacon
@@ -153,21 +156,6 @@ class Supervisor:
             error = f"unknown request {word!r}"
         return json.dumps({"status": self.status(), "error": error, **more}) + "\n"
 
-    def respond(self, received: bytes) -> bytes | None:
-        """The reply to an HTTP request, once its head is complete."""
-        head, end, _ = received.partition(b"\r\n\r\n")
-        if not end:
-            return None
-        method, _, rest = head.partition(b" ")
-        path = rest.split(b" ")[0].split(b"?")[0]
-        if method not in (b"GET", b"HEAD"):
-            return _http("405 Method Not Allowed", "method not allowed\n")
-        if path == b"/livez":
-            return _http("200 OK", "")
-        if path != b"/metrics":
-            return _http("404 Not Found", "404 page not found\n")
-        return _http("200 OK", self._metrics(), headers_only=method == b"HEAD")
-
     def _metrics(self) -> str:
         health = None if self.health is None else self.health.health
         draining = self._beacon.drain.active
@@ -220,14 +208,6 @@ class Supervisor:
             log(f"cannot save the state to {path}: {error.strerror}")
         else:
             self._saved = text
-
-
-def _http(status: str, body: str, headers_only: bool = False) -> bytes:
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
-        f"Content-Length: {len(body.encode())}\r\nConnection: close\r\n\r\n"
-    )
-    return (head + ("" if headers_only else body)).encode()
 
 
 def run(environment: Mapping[str, str]) -> None:

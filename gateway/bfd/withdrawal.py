@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.bfd.loop import Loop
 from gateway.bfd.packet import Diag, State
 from gateway.bfd.speaker import Speaker
 from gateway.bfd.table import Entry, Happened
+from gateway.small.loop import Loop
 
 NUDGE = 20_000
 """Microseconds between the datagrams that keep a peer awake."""

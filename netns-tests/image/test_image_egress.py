@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from netns import Namespace, veth
@@ -112,3 +113,33 @@ def test_the_init_container_makes_the_pod_forward() -> None:
             flow = udp(tenant, ("172.17.0.1", 53), outside.udp(53))
             assert flow.source[0] == "172.17.0.10"
             flow.talk()
+
+
+OBSERVER = "/kube-ovn/vpc-egress-gateway-observer"
+
+
+def test_the_observer_sees_connections_as_user_65534(make_netns: Callable[[], Namespace], tmp_path: Path) -> None:
+    """It needs CAP_NET_ADMIN, which only the file that is executed can give it; its root is read-only."""
+    netns = make_netns()
+    observability = {"interfaceMetrics": {"enabled": True}, "conntrack": {"metrics": {"enabled": True}}}
+    config = {"namespace": "ns", "name": "veg", "externalNetwork": "ns/ext", "observability": observability}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tmp_path.chmod(0o755)
+    options = ("--user=65534:65534", "--cap-drop=ALL", "--cap-add=NET_ADMIN", "--read-only", "--memory=256m")
+    shell = (
+        "/bin/sh",
+        "-ec",
+        f"if [ -x {OBSERVER} ]; then exec {OBSERVER} --network-status /none; fi; exec sleep infinity",
+    )
+    with Container(
+        f"--network=ns:/run/netns/{netns.name}",
+        *options,
+        f"--volume={tmp_path}:/etc/kube-ovn-observer:ro",
+        "--env=POD_NAME=pod",
+        "--env=NODE_NAME=node",
+        command=shell,
+    ) as pod:
+        eventually("healthy", lambda: pod.exec(OBSERVER, "--health-check").returncode == 0)
+        metrics = pod.run("curl", "-fsS", "http://127.0.0.1:10666/metrics")
+        up = [line for line in metrics.splitlines() if "observability_collector_up{" in line and "conntrack" in line]
+        assert [line.rpartition(" ")[2] for line in up] == ["1"], metrics

@@ -1,4 +1,4 @@
-"""Start one of the BFD programs: `python3 -I -S natgw_bfd.py MODULE [ARGUMENT ...]`.
+"""Start a program of gateway.bfd, or of another PACKAGE: `python3 -I -S natgw_bfd.py [PACKAGE.]MODULE [ARGUMENT ...]`.
 
 With -S nothing but the standard library is on the path and a third of the memory is saved; this adds the one
 directory that holds our own code: the checkout that this file lies in, or the site-packages of the interpreter
@@ -19,5 +19,6 @@ def library():
 
 
 sys.path.append(library())
-module = __import__("gateway.bfd." + sys.argv[1], fromlist=["main"])
+name = sys.argv[1] if "." in sys.argv[1] else "bfd." + sys.argv[1]
+module = __import__("gateway." + name, fromlist=["main"])
 sys.exit(module.main(sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""One thread, one ``select``, and everybody's timers: what the speaker and its control faces run in.
+"""One thread, one ``select``, and everybody's timers: what each of the small processes runs in.
 
 ``select`` and not ``epoll``, because Python rounds the timeout of the latter up to whole milliseconds, and because a
 dozen descriptors are all there ever are.
@@ -6,7 +6,9 @@ dozen descriptors are all there ever are.
 
 from __future__ import annotations
 
+import os
 import selectors
+import signal
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -72,3 +74,18 @@ class Loop:
                 key.data()
         for participant in self._participants:
             participant.tick(self.clock())
+
+
+def on_signals(loop: Loop, asked: Callable[[], None]) -> None:
+    """Call ``asked`` inside the loop for every SIGTERM and SIGINT, also while it waits."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(write_end)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def read() -> None:
+        for number in os.read(read_end, 64):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                asked()
+
+    loop.watch(read_end, read)

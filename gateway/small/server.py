@@ -1,4 +1,4 @@
-"""A request and a reply per connection, inside the loop of the speaker: for the control sockets and for HTTP.
+"""A request and a reply per connection, inside a loop: for control sockets and for HTTP.
 
 Nothing here can block or be made to: a connection has a deadline, a request has a greatest size, and there are only so
 many connections at a time.
@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.bfd.loop import Loop
+from gateway.small.loop import Loop
 
 DEADLINE = 5_000_000
 """Microseconds that a whole exchange may take."""

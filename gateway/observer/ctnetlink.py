@@ -1,0 +1,225 @@
+"""The kernel's messages about connections (linux/netfilter/nfnetlink_conntrack.h), read fast and from nobody trusted.
+
+An event tells of one connection and there are thousands a second, so the usual message, of a protocol with ports, is
+taken apart by one ``struct``; every other goes attribute by attribute.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gateway.observer.flow import DNAT, SNAT, Counters, Endpoints, Flow
+
+EVENT_GROUPS = 0b111
+"""The multicast groups NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY."""
+
+_SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
+_CT_NEW, _CT_GET, _CT_DELETE = _SUBSYSTEM | 0, _SUBSYSTEM | 1, _SUBSYSTEM | 2
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP, _NLM_F_CREATE = 0x001, 0x300, 0x400
+
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS = 1, 2, 3
+_CTA_COUNTERS_ORIG, _CTA_COUNTERS_REPLY, _CTA_ID, _CTA_ZONE = 9, 10, 12, 18
+_CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
+_CTA_IP_V4_SRC, _CTA_IP_V4_DST, _CTA_IP_V6_SRC, _CTA_IP_V6_DST = 1, 2, 3, 4
+_CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT = 1, 2, 3
+_CTA_COUNTERS_PACKETS, _CTA_COUNTERS_BYTES = 1, 2
+_IPS_SRC_NAT, _IPS_DST_NAT = 1 << 4, 1 << 5
+_NLA_F_NESTED, _NLA_TYPE_MASK = 0x8000, 0x3FFF
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_NFGEN = 4  # struct nfgenmsg: family, version, resource
+_NLA = struct.Struct("=HH")  # length, type
+_U16, _U32 = struct.Struct(">H"), struct.Struct(">I")
+
+NEW, UPDATE, DESTROY, DUMPED, DONE, FAILED = "new", "update", "destroy", "dumped", "done", "failed"
+EVENTS = (NEW, UPDATE, DESTROY)
+
+
+class Malformed(ValueError):
+    """A message that the kernel would not have sent."""
+
+
+class Message(NamedTuple):
+    """What a message is: an event (NEW, UPDATE, DESTROY), a part of a dump (DUMPED), its end (DONE) or a refusal.
+
+    ``code`` is the errno of a refusal. The flow is in the buffer between ``start`` and ``end``.
+    """
+
+    kind: str
+    start: int
+    end: int
+    code: int = 0
+
+
+def dump_request(sequence: int) -> bytes:
+    """Ask for all connections of both families."""
+    header = _HEADER.pack(_HEADER.size + _NFGEN, _CT_GET, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0)
+    return header + struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+
+
+def messages(buffer: memoryview, size: int, sequence: int = 0) -> Iterator[Message]:
+    """The messages of a datagram: of events when ``sequence`` is 0, else of the dump that was asked for with it.
+
+    Raises Malformed.
+    """
+    position = 0
+    while position + _HEADER.size <= size:
+        length, kind, flags, number, _ = _HEADER.unpack_from(buffer, position)
+        start, end = position + _HEADER.size, position + length
+        if length < _HEADER.size or end > size:
+            raise Malformed(f"a message of {length} bytes in {size - position}")
+        position = (end + 3) & ~3
+        if number != sequence:
+            continue
+        if kind == _CT_NEW:
+            yield Message(DUMPED if sequence else NEW if flags & _NLM_F_CREATE else UPDATE, start, end)
+        elif kind == _CT_DELETE:
+            yield Message(DESTROY, start, end)
+        elif kind in (_NLMSG_ERROR, _NLMSG_DONE):
+            code = -int(struct.unpack_from("=i", buffer, start)[0]) if end - start >= 4 else 0
+            if kind == _NLMSG_DONE and code <= 0:
+                yield Message(DONE, start, end)
+            else:
+                yield Message(FAILED, start, end, code if code > 0 else errno.EPROTO)
+
+
+def translated_flow(buffer: memoryview, start: int, end: int) -> Flow | None:
+    """The flow of a message's body; None for a connection that is not translated. Raises Malformed."""
+    try:
+        for usual in _USUAL:
+            if start + usual.size <= end:
+                found = usual.endpoints(buffer, start)
+                if found is not None:
+                    return _flow(found, buffer, start + usual.size, end)
+        return _flow(_endpoints(buffer, start, end), buffer, start + _NFGEN, end)
+    except (struct.error, KeyError, IndexError) as error:
+        raise Malformed(f"a message about a connection that lacks something: {error!r}") from error
+
+
+_Found = tuple[int, Endpoints, Endpoints]
+"""Protocol, the original and the translated endpoints."""
+
+
+class _Usual:
+    """The layout of a message of a protocol with ports, up to the end of its two tuples."""
+
+    def __init__(self, family: int, width: int, source: int, destination: int) -> None:
+        one = f"12s{width}s4s{width}s8sB3x4sH2x4sH2x"
+        self._family = family
+        self._struct = struct.Struct(f">B3x{one}{one}")
+        self._headers = [
+            (
+                _NLA.pack(4 + 4 + 2 * (4 + width) + 4 + 24, kind | _NLA_F_NESTED)
+                + _NLA.pack(4 + 2 * (4 + width), _CTA_TUPLE_IP | _NLA_F_NESTED)
+                + _NLA.pack(4 + width, source),
+                _NLA.pack(4 + width, destination),
+                _NLA.pack(4 + 24, _CTA_TUPLE_PROTO | _NLA_F_NESTED) + _NLA.pack(4 + 1, _CTA_PROTO_NUM),
+                _NLA.pack(4 + 2, _CTA_PROTO_SRC_PORT),
+                _NLA.pack(4 + 2, _CTA_PROTO_DST_PORT),
+            )
+            for kind in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY)
+        ]
+        self.size = self._struct.size
+
+    def endpoints(self, buffer: memoryview, start: int) -> _Found | None:
+        """What the message says, or None when it is laid out differently."""
+        if buffer[start] != self._family:
+            return None
+        (_, a, osrc, b, odst, c, protocol, d, osport, e, odport,
+         f, rsrc, g, rdst, h, _, i, rsport, j, rdport) = self._struct.unpack_from(buffer, start)  # fmt: skip
+        original, reply = self._headers
+        if (a, b, c, d, e) != original or (f, g, h, i, j) != reply:
+            return None
+        return protocol, Endpoints(osrc, odst, osport, odport), Endpoints(rdst, rsrc, rdport, rsport)
+
+
+_USUAL = (
+    _Usual(socket.AF_INET, 4, _CTA_IP_V4_SRC, _CTA_IP_V4_DST),
+    _Usual(socket.AF_INET6, 16, _CTA_IP_V6_SRC, _CTA_IP_V6_DST),
+)
+
+
+def _flow(found: _Found, buffer: memoryview, start: int, end: int) -> Flow | None:
+    """The flow with these endpoints and the attributes that follow."""
+    protocol, original, translated = found
+    identifier = zone = status = 0
+    sent = received = None
+    # As _attributes does it, for which there are too many of these.
+    while start + 4 <= end:
+        length, kind = _NLA.unpack_from(buffer, start)
+        if length < 4 or start + length > end:
+            raise Malformed(f"an attribute of {length} bytes in {end - start}")
+        if kind == _CTA_ID:
+            (identifier,) = _U32.unpack_from(buffer, start + 4)
+        elif kind == _CTA_STATUS:
+            (status,) = _U32.unpack_from(buffer, start + 4)
+        elif kind == _CTA_ZONE:
+            (zone,) = _U16.unpack_from(buffer, start + 4)
+        elif kind & _NLA_TYPE_MASK == _CTA_COUNTERS_ORIG:
+            sent = _counted(buffer, start + 4, start + length)
+        elif kind & _NLA_TYPE_MASK == _CTA_COUNTERS_REPLY:
+            received = _counted(buffer, start + 4, start + length)
+        start += (length + 3) & ~3
+    nat = 0
+    if status & _IPS_SRC_NAT or original[0] != translated[0] or original[2] != translated[2]:
+        nat |= SNAT
+    if status & _IPS_DST_NAT or original[1] != translated[1] or original[3] != translated[3]:
+        nat |= DNAT
+    if not nat:
+        return None
+    counters = None if sent is None else Counters(*sent, *(received or (0, 0)))
+    return Flow(identifier, zone, protocol, nat, original, translated, counters)
+
+
+def _counted(buffer: memoryview, start: int, end: int) -> tuple[int, int]:
+    found = _found(buffer, start, end)
+    packets, octets = found[_CTA_COUNTERS_PACKETS], found[_CTA_COUNTERS_BYTES]
+    return int.from_bytes(packets, "big"), int.from_bytes(octets, "big")
+
+
+def _endpoints(buffer: memoryview, start: int, end: int) -> _Found:
+    """The endpoints of a message of any layout."""
+    top = _found(buffer, start + _NFGEN, end)
+    protocol, original = _tuple(top[_CTA_TUPLE_ORIG])
+    _, reply = _tuple(top[_CTA_TUPLE_REPLY])
+    if len(original.source) != len(reply.source):
+        raise Malformed("the tuples of a connection are of different families")
+    return (
+        protocol,
+        original,
+        Endpoints(reply.destination, reply.source, reply.destination_port, reply.source_port),
+    )
+
+
+def _tuple(nested: memoryview) -> tuple[int, Endpoints]:
+    parts = _found(nested, 0, len(nested))
+    ip = _found(parts[_CTA_TUPLE_IP], 0, len(parts[_CTA_TUPLE_IP]))
+    proto = _found(parts[_CTA_TUPLE_PROTO], 0, len(parts[_CTA_TUPLE_PROTO]))
+    four = _CTA_IP_V4_SRC in ip
+    source = bytes(ip[_CTA_IP_V4_SRC if four else _CTA_IP_V6_SRC])
+    destination = bytes(ip[_CTA_IP_V4_DST if four else _CTA_IP_V6_DST])
+    if (len(source), len(destination)) != ((4, 4) if four else (16, 16)):
+        raise Malformed("an address of a wrong size")
+    source_port, destination_port = (
+        int.from_bytes(proto.get(kind, b"")[:2], "big") for kind in (_CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT)
+    )
+    return proto[_CTA_PROTO_NUM][0], Endpoints(source, destination, source_port, destination_port)
+
+
+def _found(buffer: memoryview, start: int, end: int) -> dict[int, memoryview]:
+    return {kind: buffer[begin:stop] for kind, begin, stop in _attributes(buffer, start, end)}
+
+
+def _attributes(buffer: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Type, start and end of the value of each attribute."""
+    while start + _NLA.size <= end:
+        length, kind = _NLA.unpack_from(buffer, start)
+        if length < _NLA.size or start + length > end:
+            raise Malformed(f"an attribute of {length} bytes in {end - start}")
+        yield kind & _NLA_TYPE_MASK, start + _NLA.size, start + length
+        start += (length + 3) & ~3

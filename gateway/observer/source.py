@@ -1,0 +1,216 @@
+"""Connections as the kernel tells of them, over netlink, fed into the flow table.
+
+Two sockets, because a dump and events on the same one could not be told to overflow apart. Both need CAP_NET_ADMIN.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from gateway.observer import ctnetlink
+from gateway.observer.metrics import CONNTRACK, Tally
+from gateway.observer.output import Complaints
+from gateway.observer.table import FlowTable
+from gateway.small.loop import Loop
+
+RETRY = 2_000_000
+"""Microseconds until it is tried again when the kernel refused."""
+DUMP_EVERY, DUMP_SHARE = 60_000_000, 100
+"""Microseconds from one dump to the next, or so many times what the last one took, if that is more."""
+OVERRUN_EVERY, OVERRUN_SHARE = 1_000_000, 10
+"""The same after events were lost."""
+
+_NETLINK_NETFILTER = 12
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
+_RECEIVE_BUFFER = 16 << 20  # bytes, which the kernel doubles; a sweep of its table ends 10,000 connections in 10 ms
+_BUFFERED = 2 * _RECEIVE_BUFFER >> 9  # events that fit at most
+_EVENTS_PER_TURN = 512  # then others are served
+_DATAGRAMS_PER_TURN = 4  # of a dump: up to 700 connections
+_DATAGRAM = 1 << 16
+
+
+class ConntrackSource:
+    """Keeps a flow table up to date while it is open, as a participant of ``loop``."""
+
+    def __init__(self, loop: Loop, table: FlowTable, tally: Tally, complaints: Complaints) -> None:
+        self._loop = loop
+        self._table = table
+        self._tally = tally
+        self._complaints = complaints
+        self._buffer = memoryview(bytearray(_DATAGRAM))
+        self._events: socket.socket | None = None
+        self._dump: socket.socket | None = None
+        self._sequence = 0
+        self._dump_began = self._dump_ended = 0
+        self._behind = 0
+        """After the end of a dump: how many events may have happened before it and are not read yet."""
+        self._lost = False
+        """Whether events were lost that no dump has made good for."""
+        self._next_try: int | None = None
+        """When the next dump begins, or the sockets are opened; None while a dump is under way, or when closed."""
+        loop.add(self)
+
+    def open(self) -> None:
+        """Begin, or go on, to watch connections."""
+        if self._events is None and self._next_try is None:
+            self._next_try = self._loop.clock()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._give_up()
+        self._next_try = None
+
+    def next_timer(self) -> int | None:
+        """When the next dump, or the next attempt, is due."""
+        return self._next_try
+
+    def tick(self, now: int) -> None:
+        """Do what is due."""
+        if self._next_try is None or now < self._next_try:
+            return
+        self._next_try = None
+        try:
+            if self._events is None:
+                self._listen()
+            self._begin_dump()
+        except OSError as error:
+            self._failed(error)
+
+    def _listen(self) -> None:
+        self._events = self._socket(ctnetlink.EVENT_GROUPS)
+        try:
+            self._events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        except OSError as error:
+            # Bursts overrun a smaller one earlier, that is all.
+            self._tally.errors[CONNTRACK, "set_read_buffer"] += 1
+            self._complaints.say("conntrack buffer", f"cannot enlarge it: {error.strerror}")
+        self._loop.watch(self._events.fileno(), self._guarded(self._read_events))
+
+    def _begin_dump(self) -> None:
+        self._sequence += 1
+        self._dump_began = self._loop.clock()
+        self._lost = False
+        self._dump = self._socket(0)
+        self._dump.send(ctnetlink.dump_request(self._sequence))
+        self._table.begin_dump()
+        self._loop.watch(self._dump.fileno(), self._guarded(self._read_dump))
+
+    @staticmethod
+    def _socket(groups: int) -> socket.socket:
+        opened = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER
+        )
+        try:
+            opened.bind((0, groups))
+        except OSError:
+            opened.close()
+            raise
+        return opened
+
+    def _guarded(self, read: Callable[[], None]) -> Callable[[], None]:
+        def guarded() -> None:
+            try:
+                read()
+            except OSError as error:
+                self._failed(error)
+
+        return guarded
+
+    def _read_events(self) -> None:
+        table, buffer, events = self._table, self._buffer, self._events
+        assert events is not None
+        for _ in range(_EVENTS_PER_TURN):
+            try:
+                size = events.recv_into(buffer)
+            except BlockingIOError:
+                if self._behind:
+                    self._end_dump()
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._overrun()
+                continue
+            try:
+                for kind, start, end, _ in ctnetlink.messages(buffer, size):
+                    if kind in ctnetlink.EVENTS and (flow := ctnetlink.translated_flow(buffer, start, end)):
+                        table.event(kind, flow)
+            except ctnetlink.Malformed as error:
+                self._malformed(error)
+            if self._behind:
+                self._behind -= 1
+                if not self._behind:
+                    self._end_dump()
+
+    def _read_dump(self) -> None:
+        table, buffer, dump = self._table, self._buffer, self._dump
+        for _ in range(_DATAGRAMS_PER_TURN):
+            assert dump is not None
+            try:
+                size = dump.recv_into(buffer)
+            except BlockingIOError:
+                return
+            try:
+                for kind, start, end, code in ctnetlink.messages(buffer, size, self._sequence):
+                    if kind == ctnetlink.DUMPED:
+                        if flow := ctnetlink.translated_flow(buffer, start, end):
+                            table.dumped(flow)
+                    elif kind == ctnetlink.FAILED:
+                        raise OSError(code, os.strerror(code))
+                    elif kind == ctnetlink.DONE:
+                        self._close_dump()
+                        self._behind = _BUFFERED
+                        self._read_events()
+                        return
+            except ctnetlink.Malformed as error:
+                self._malformed(error)
+
+    def _end_dump(self) -> None:
+        self._behind = 0
+        self._table.end_dump()
+        self._tally.up[CONNTRACK] = True
+        self._complaints.well(CONNTRACK)
+        self._dump_ended = self._loop.clock()
+        self._plan_dump()
+
+    def _plan_dump(self) -> None:
+        least, share = (OVERRUN_EVERY, OVERRUN_SHARE) if self._lost else (DUMP_EVERY, DUMP_SHARE)
+        self._next_try = self._dump_ended + max(least, share * (self._dump_ended - self._dump_began))
+
+    def _overrun(self) -> None:
+        """The kernel had to drop events. Its table still tells which connections live."""
+        self._tally.errors[CONNTRACK, "overrun"] += 1
+        self._lost = True
+        if self._next_try is not None:
+            self._plan_dump()
+
+    def _malformed(self, error: ctnetlink.Malformed) -> None:
+        self._tally.errors[CONNTRACK, "decode"] += 1
+        self._complaints.say("conntrack message", str(error))
+
+    def _failed(self, error: OSError) -> None:
+        self._give_up()
+        self._tally.errors[CONNTRACK, "session"] += 1
+        self._complaints.say(CONNTRACK, error.strerror or str(error))
+        self._next_try = self._loop.clock() + RETRY
+
+    def _give_up(self) -> None:
+        self._tally.up[CONNTRACK] = False
+        self._close_dump()
+        self._behind = 0
+        if self._events is not None:
+            self._loop.forget(self._events.fileno())
+            self._events.close()
+            self._events = None
+
+    def _close_dump(self) -> None:
+        if self._dump is not None:
+            with suppress(KeyError):
+                # It is not watched yet when asking for the dump failed.
+                self._loop.forget(self._dump.fileno())
+            self._dump.close()
+            self._dump = None

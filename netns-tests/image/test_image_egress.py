@@ -137,7 +137,7 @@ def test_the_observer_sees_connections_as_user_65534(make_netns: Callable[[], Na
         f"--volume={tmp_path}:/etc/kube-ovn-observer:ro",
         "--env=POD_NAME=pod",
         "--env=NODE_NAME=node",
-        command=shell,
+        command=("/bin/sh", "-ec", script),
     ) as pod:
         eventually("healthy", lambda: pod.exec(OBSERVER, "--health-check").returncode == 0)
         metrics = pod.run("curl", "-fsS", "http://127.0.0.1:10666/metrics")

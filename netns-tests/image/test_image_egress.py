@@ -126,11 +126,7 @@ def test_the_observer_sees_connections_as_user_65534(make_netns: Callable[[], Na
     (tmp_path / "config.json").write_text(json.dumps(config))
     tmp_path.chmod(0o755)
     options = ("--user=65534:65534", "--cap-drop=ALL", "--cap-add=NET_ADMIN", "--read-only", "--memory=256m")
-    shell = (
-        "/bin/sh",
-        "-ec",
-        f"if [ -x {OBSERVER} ]; then exec {OBSERVER} --network-status /none; fi; exec sleep infinity",
-    )
+    script = f"if [ -x {OBSERVER} ]; then exec {OBSERVER} --network-status /none; fi; exec sleep infinity"
     with Container(
         f"--network=ns:/run/netns/{netns.name}",
         *options,

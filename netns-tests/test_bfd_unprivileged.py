@@ -24,8 +24,6 @@ AS_NOBODY = """
 import os, sys
 sys.path.append(sys.argv[1])
 from gateway.bfd import supervisor
-
-pytestmark = pytest.mark.alone
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)

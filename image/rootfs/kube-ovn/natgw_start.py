@@ -59,7 +59,9 @@ def launch(run_dir, connect):
         raise OSError(f"the daemon was not ready within {READY_SECONDS:.0f} s; see {log}")
     if child is not None:
         posix.waitpid(child, 0)  # it has given up; PID 1 might not reap it
-    raise OSError(f"the daemon did not start: {last_line(log, logged_before)}; see {log}")
+    # A keeper that was there may have been at an attempt already, and that one have said why before we looked.
+    since = logged_before if child is not None else 0
+    raise OSError(f"the daemon did not start: {last_line(log, since)}; see {log}")
 
 
 def wait_ready(keeper):

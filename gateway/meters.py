@@ -176,7 +176,9 @@ ANNOUNCEMENTS = Counter(
     "natgw_arp_announcements_total", "ARP announcements; outcome: sent, or failed.", ("interface", "outcome")
 )
 CONFLICTS = Counter(
-    "natgw_arp_conflicts_total", "ARP frames that showed another holder of one of our addresses.", ("interface",)
+    "natgw_arp_conflicts_total",
+    "Reports of another holder of one of our addresses, at most one a minute for each holder.",
+    ("interface",),
 )
 REFUSED_CONNECTIONS = Counter(
     "natgw_refused_connections_total",

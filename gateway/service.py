@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from gateway import transaction
+from gateway import meters, transaction
 from gateway.follow import Announcing, Followers
 from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
@@ -45,6 +45,8 @@ BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
 
 RETRY_SECONDS = 1.0
 
+_ASKERS_DOING = (Conflict, NotInitialized, OtherAppliance)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -66,6 +68,7 @@ class _Job:
     dry_run: bool
     announce: tuple[str, ...]
     future: Future[Outcome]
+    queued: float
 
 
 class Service:
@@ -96,6 +99,7 @@ class Service:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._look_queued = threading.Event()
+        self._told: list[Callable[[], None]] = []
         self._spec: Spec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
@@ -152,6 +156,10 @@ class Service:
             self._look_queued.set()
             self._jobs.put("look")
 
+    def tell(self, changed: Callable[[], None]) -> None:
+        """Call ``changed``, in the writer's thread, after every change of the spec; it must not block or raise."""
+        self._told.append(changed)
+
     def close(self) -> None:
         """Finish what is queued and end the writer; what comes later is refused. The kernel goes on forwarding."""
         self._closed = True
@@ -179,7 +187,7 @@ class Service:
         if self._closed:
             future.set_exception(Refused("change", "the daemon is ending", retryable=True))
         else:
-            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future))
+            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future, self._clock.monotonic()))
         return future
 
     def status(self) -> Status:
@@ -242,9 +250,13 @@ class Service:
         """Answer one job; whatever goes wrong is the asker's answer, never the writer's end."""
         if not job.future.set_running_or_notify_cancel():
             return
+        begun = self._clock.monotonic()
+        meters.WRITER_WAIT_SECONDS.observe(begun - job.queued)
         try:
             outcome = self._transact(job)
         except BaseException as error:  # noqa: BLE001 -- handed to the asker, who raises it
+            rejected = isinstance(error, _ASKERS_DOING)
+            meters.TRANSACTION_SECONDS.observe(self._clock.monotonic() - begun, "rejected" if rejected else "failed")
             self._failed(job.by, error)
             job.future.set_exception(error)
         else:
@@ -263,6 +275,7 @@ class Service:
         announced = self._committed(old, new, done, job.announce)
         flows = self._followers.flush(new)
         seconds = self._clock.monotonic() - begun
+        meters.TRANSACTION_SECONDS.observe(seconds, "committed" if plan or new != old else "unchanged")
         if plan or new != old:
             log.info("%s: %d steps, %d flows ended, %.1f ms", job.by, len(plan.steps), flows, seconds * 1000)
         return Outcome(new, plan, flows, announced, seconds)
@@ -273,9 +286,12 @@ class Service:
         self._actual = done.actual
         if done.plan or new != old:
             self._generation += 1
+        meters.TRANSACTION_STEPS.add(amount=len(done.plan.steps))
         if new != old:
             self._spec = new
             self._followers.changed(old, new)
+            for told in self._told:
+                told()
         announced = self._followers.announce(old, new, done.actual, asked)
         self._followers.save(Stored(new, self._facts.claimed))
         return announced
@@ -339,8 +355,8 @@ class Service:
             self._failed("retry", error)
 
     def _failed(self, by: str, error: BaseException) -> None:
-        if isinstance(error, Conflict | NotInitialized | OtherAppliance):
-            return  # the asker's own doing
+        if isinstance(error, _ASKERS_DOING):
+            return
         retryable = not isinstance(error, Refused) or error.retryable
         if isinstance(error, transaction.NotReverted):
             self._unapplied = self._spec is not None

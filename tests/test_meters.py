@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from gateway import meters
 from gateway.meters import METERS, MOST_SERIES, Counter, Gauge, Histogram
+from rules.edit import Conflict
+from rules.spec import Eip, GatewaySpec
+from tests.gateway_kit import example, gateway
 
 
 @pytest.fixture
@@ -85,3 +89,28 @@ def test_names_follow_the_conventions() -> None:
 def test_a_name_is_given_once() -> None:
     with pytest.raises(ValueError, match="already"):
         Counter(meters.STALE_FLOWS.name, "again")
+
+
+def test_the_writer_times_its_changes(tmp_path: Path) -> None:
+    made = gateway(tmp_path)
+    told: list[str] = []
+    made.service.tell(lambda: told.append("changed"))
+
+    def count(outcome: str) -> int:
+        held = meters.TRANSACTION_SECONDS.values().get((outcome,))
+        return held.count if held else 0
+
+    before = {outcome: count(outcome) for outcome in ("committed", "unchanged", "rejected")}
+    steps = meters.TRANSACTION_STEPS.values()[()]
+    made.service.change(lambda _: example(), by="test").result()
+    made.service.change(lambda _: example(), by="test").result()
+
+    def contradict(_: object) -> GatewaySpec:
+        raise Conflict(Eip(address="192.168.0.10/24"), Eip(address="192.168.0.10/25"))
+
+    with pytest.raises(Conflict):
+        made.service.change(contradict, by="test").result()
+    made.service.close()
+    assert {outcome: count(outcome) - held for outcome, held in before.items()} == dict.fromkeys(before, 1)
+    assert meters.TRANSACTION_STEPS.values()[()] > steps
+    assert told == ["changed"]

@@ -91,8 +91,8 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
     _, left, came = splice(tuple(old.shared_dnats), tuple(new.shared_dnats))
     for key in {shared.key: None for shared in (*left, *came)}:
         if (key in old.shared_dnats) != (key in new.shared_dnats):
-            eip, port, protocol = key
-            yield FlowFilter(orig_dst=eip, protocol=IP_PROTOCOLS[protocol], orig_dport=port)
+            address, port, protocol = key
+            yield FlowFilter(orig_dst=address, protocol=IP_PROTOCOLS[protocol], orig_dport=port)
     for snat in _changed(old.snats, new.snats):
         if snat.key in new.snats:
             yield FlowFilter(untranslated=True, source_prefix=snat.internal_cidr)

@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
-from typing import Literal, Protocol
+from typing import Literal
 
-from gateway import transaction
-from gateway.arp.conflict import Conflict as Holder
+from gateway import meters, transaction
+from gateway.follow import Announcing, Followers
+from gateway.journal import Asker, Journal
 from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
@@ -30,12 +30,12 @@ from gateway.status import (
     TransactionCounts,
 )
 from gateway.store import Store, Stored
-from gateway.transaction import Kernel
+from gateway.transaction import Done, Kernel
 from rules.advice import warnings
-from rules.appliance import OtherAppliance, Spec, adopt, is_stale, only, suspects
+from rules.appliance import OtherAppliance, Spec, adopt, only
+from rules.changes import changes
 from rules.desired import Facts
 from rules.edit import Conflict, NotInitialized
-from rules.flows import FlowFilter
 from rules.loadbalancer import LoadBalancerSpec
 from rules.spec import GatewaySpec, Interfaces
 from rules.state import Actual, AddressKey, Plan
@@ -47,17 +47,7 @@ BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
 
 RETRY_SECONDS = 1.0
 
-
-class Announcing(Protocol):
-    """What the service asks of the ARP announcer (``gateway.arp.announcer.Announcer``)."""
-
-    def announce(self, interface: str, addresses: Iterable[IPv4Address]) -> int: ...
-
-    def withdraw(self, interface: str, addresses: Iterable[IPv4Address]) -> None: ...
-
-    def standing(self, interface: str) -> frozenset[IPv4Address]: ...
-
-    def conflicts(self) -> Mapping[str, tuple[Holder, ...]]: ...
+_ASKERS_DOING = (Conflict, NotInitialized, OtherAppliance)
 
 
 @dataclass(frozen=True)
@@ -76,10 +66,11 @@ class _Job:
     """One queued change."""
 
     edit: Callable[[Spec | None], Spec]
-    by: str
+    by: Asker | str
     dry_run: bool
     announce: tuple[str, ...]
     future: Future[Outcome]
+    queued: float
 
 
 class Service:
@@ -95,28 +86,32 @@ class Service:
         facts: Facts,
         interfaces: Interfaces | None = None,
         version: str = "",
+        journal: Journal | None = None,
     ) -> None:
         self._kernel = kernel
         self._announcer = announcer
         self._store = store
+        self._followers = Followers(announcer, store, kernel.flows)
         self._clock = clock
         self._facts = facts
         self._interfaces = interfaces
         self._version = version
+        self.journal = journal or Journal(clock)
+        """What happened: one event for each change, repair and refusal."""
         self._started = clock.monotonic()
         # A job to do, a request to look at the links again, or None: the end.
         self._jobs: queue.SimpleQueue[_Job | Literal["look"] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._look_queued = threading.Event()
+        self._told: list[Callable[[], None]] = []
         self._spec: Spec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
         self._counts = TransactionCounts()
         self._generation = 0
         self._unapplied = False  # the kernel is not known to equal the spec
-        self._unsaved = False
-        self._unflushed: list[Spec] = []
+        self._rejected = ("", "")
 
     # --- any thread ---------------------------------------------------------------------------------------
 
@@ -142,7 +137,7 @@ class Service:
 
     @property
     def actual(self) -> Actual:
-        """Links, addresses and routes (no chains) as the writer last read them."""
+        """The kernel as the writer last read it; before there is a spec, links, addresses and routes alone."""
         return self._actual
 
     @property
@@ -167,6 +162,10 @@ class Service:
             self._look_queued.set()
             self._jobs.put("look")
 
+    def tell(self, changed: Callable[[], None]) -> None:
+        """Call ``changed``, in the writer's thread, after every change of the spec; it must not block or raise."""
+        self._told.append(changed)
+
     def close(self) -> None:
         """Finish what is queued and end the writer; what comes later is refused. The kernel goes on forwarding."""
         self._closed = True
@@ -174,27 +173,29 @@ class Service:
         if self._thread is not None:
             self._thread.join()
 
-    def change(self, edit: Edit, *, by: str, dry_run: bool = False, announce: Collection[str] = ()) -> Future[Outcome]:
+    def change(
+        self, edit: Edit, *, by: Asker | str, dry_run: bool = False, announce: Collection[str] = ()
+    ) -> Future[Outcome]:
         """Queue one change: ``edit`` takes the spec that stands then and returns the wanted one.
 
-        ``by`` is who asked, for the log. ``announce`` names EIPs to announce once more even if nothing
+        ``by`` is who asked, for the journal. ``announce`` names EIPs to announce once more even if nothing
         changes. The future raises what ``edit`` raised (Conflict, NotInitialized), OtherAppliance in a pod that is a
         load balancer, or Refused; kernel and spec are then as before.
         """
         return self._queue(only(GatewaySpec, edit), by, dry_run, announce)
 
-    def balance(self, edit: BalancerEdit, *, by: str, announce: Collection[str] = ()) -> Future[Outcome]:
+    def balance(self, edit: BalancerEdit, *, by: Asker | str, announce: Collection[str] = ()) -> Future[Outcome]:
         """Queue one change of a pod that is (or with it becomes) a load balancer; else as ``change``."""
         return self._queue(only(LoadBalancerSpec, edit), by, False, announce)
 
     def _queue(
-        self, edit: Callable[[Spec | None], Spec], by: str, dry_run: bool, announce: Collection[str]
+        self, edit: Callable[[Spec | None], Spec], by: Asker | str, dry_run: bool, announce: Collection[str]
     ) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         if self._closed:
             future.set_exception(Refused("change", "the daemon is ending", retryable=True))
         else:
-            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future))
+            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future, self._clock.monotonic()))
         return future
 
     def status(self) -> Status:
@@ -232,12 +233,8 @@ class Service:
         )
 
     def _pending(self) -> list[str]:
-        waiting = {
-            "kernel does not equal the spec": self._unapplied,
-            "spec is not on disk": self._unsaved,
-            "stale connections are not deleted": bool(self._unflushed),
-        }
-        return [what for what, is_so in waiting.items() if is_so]
+        unapplied = ["kernel does not equal the spec"] if self._unapplied else []
+        return unapplied + self._followers.pending()
 
     # --- the writer thread --------------------------------------------------------------------------------
 
@@ -261,9 +258,13 @@ class Service:
         """Answer one job; whatever goes wrong is the asker's answer, never the writer's end."""
         if not job.future.set_running_or_notify_cancel():
             return
+        begun = self._clock.monotonic()
+        meters.WRITER_WAIT_SECONDS.observe(begun - job.queued)
         try:
             outcome = self._transact(job)
         except BaseException as error:  # noqa: BLE001 -- handed to the asker, who raises it
+            rejected = isinstance(error, _ASKERS_DOING)
+            meters.TRANSACTION_SECONDS.observe(self._clock.monotonic() - begun, "rejected" if rejected else "failed")
             self._failed(job.by, error)
             job.future.set_exception(error)
         else:
@@ -276,87 +277,34 @@ class Service:
         if job.dry_run:
             actual = transaction.read(self._kernel)
             return Outcome(new, transaction.plan(new, self._facts, actual))
-        plan = transaction.apply(self._kernel, new, self._facts)
+        done = transaction.apply(self._kernel, new, self._facts)
+        plan = done.plan
         self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
-        announced = self._committed(old, new, plan, job.announce)
-        flows = self._flush()
+        announced = self._committed(old, new, done, job.announce)
+        flows = self._followers.flush(new)
         seconds = self._clock.monotonic() - begun
+        meters.TRANSACTION_SECONDS.observe(seconds, "committed" if plan or new != old else "unchanged")
         if plan or new != old:
-            log.info("%s: %d steps, %d flows ended, %.1f ms", job.by, len(plan.steps), flows, seconds * 1000)
+            self.journal.tell(
+                "change", job.by, old, new, plan, flows_deleted=flows, announced=announced, seconds=seconds
+            )
         return Outcome(new, plan, flows, announced, seconds)
 
-    def _committed(self, old: Spec | None, new: Spec, plan: Plan, asked: tuple[str, ...]) -> tuple[str, ...]:
+    def _committed(self, old: Spec | None, new: Spec, done: Done, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Book a change that stands in the kernel: spec, announcements, disk."""
         self._unapplied = False
-        if plan or new != old:
+        self._actual = done.actual
+        if done.plan or new != old:
             self._generation += 1
+        meters.TRANSACTION_STEPS.add(amount=len(done.plan.steps))
         if new != old:
             self._spec = new
-            self._unflushed.append(old or type(new)())
-            self._unsaved = True
-        if plan or not self._actual.links:
-            self._look()
-        announced = self._announce(old, asked)
-        self._save()
+            self._followers.changed(old, new)
+            for told in self._told:
+                told()
+        announced = self._followers.announce(old, new, done.actual, asked)
+        self._followers.save(Stored(new, self._facts.claimed))
         return announced
-
-    def _look(self) -> None:
-        links = self._kernel.links.read()
-        self._actual = Actual(links=links.links, addresses=links.addresses, routes=links.routes)
-
-    def _announce(self, old: Spec | None, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Announce what is new on the external interface, and what was asked for; forget what is gone."""
-        if self._spec is None:
-            return ()
-        external = self._spec.interfaces.external
-        link = self._actual.links.get(external)
-        held = {
-            IPv4Address(key.address.partition("/")[0]) for key in self._actual.addresses if key.interface == external
-        }
-        standing = self._announcer.standing(external)
-        if old is not None and old.interfaces.external != external:
-            self._announcer.withdraw(old.interfaces.external, self._announcer.standing(old.interfaces.external))
-        self._announcer.withdraw(external, standing - held)
-        if link is None or not link.arp:
-            self._announcer.withdraw(external, standing)
-            return ()
-        due = (held - standing) | (held & {IPv4Address(a) for a in asked})
-        if due:
-            self._announcer.announce(external, sorted(due))
-        return tuple(str(a) for a in sorted(due))
-
-    def _save(self) -> None:
-        if not self._unsaved or self._spec is None:
-            return
-        try:
-            self._store.save(Stored(self._spec, self._facts.claimed))
-        except OSError as error:
-            log.error("the spec cannot be stored: %s; after a restart it will be read from the kernel", error)
-            self._discard_stored()
-        else:
-            self._unsaved = False
-
-    def _discard_stored(self) -> None:
-        try:
-            self._store.forget()
-        except OSError as error:
-            log.error("the outdated stored spec cannot be removed: %s", error)
-
-    def _flush(self) -> int:
-        """Delete the connections that changes since the last success made stale."""
-        if self._spec is None or not self._unflushed:
-            return 0
-        new = self._spec
-        filters: list[FlowFilter] = [f for old in self._unflushed for f in suspects(old, new)]
-        try:
-            found = self._kernel.flows.matching(dict.fromkeys(filters)) if filters else ()
-            stale = [flow for flow in found if any(is_stale(flow, old, new) for old in self._unflushed)]
-            deleted = self._kernel.flows.delete(stale)
-        except Refused as error:
-            log.error("stale connections stay for now: %s", error)
-            return 0
-        self._unflushed.clear()
-        return deleted
 
     def _recover(self, recovered: Future[Outcome | None]) -> None:
         """Make the last stored spec stand again or, without one, adopt what the kernel's own rules say."""
@@ -364,7 +312,8 @@ class Service:
             stored = self._store.load()
             if stored is None:
                 stored = self._adopt()
-                self._unsaved = stored is not None
+                if stored is not None:
+                    self._followers.unsaved()
             if stored is not None:
                 self._spec = stored.spec
                 self._facts = replace(self._facts, claimed=stored.claimed)
@@ -382,7 +331,8 @@ class Service:
         spec = adopt(actual, self._interfaces)
         if spec is None:
             return None
-        log.info("no stored spec: %d EIPs and their rules are adopted from the kernel", len(spec.eips))
+        said = "no stored spec: it is read from the kernel's own rules"
+        self.journal.record("adopted", "gateway", said, changed=changes(None, spec))
         # What the CNI gave a load balancer's pod stays the CNI's: there is no verb that takes it away.
         eips = {AddressKey(spec.interfaces.external, e.address) for e in spec.eips if isinstance(spec, GatewaySpec)}
         return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))
@@ -392,12 +342,16 @@ class Service:
         if self._spec is None:
             raise RuntimeError("nothing to restore")
         self._unapplied = True
-        plan = transaction.apply(self._kernel, self._spec, self._facts)
-        announced = self._committed(self._spec, self._spec, plan, ())
-        if plan:
+        begun = self._clock.monotonic()
+        done = transaction.apply(self._kernel, self._spec, self._facts)
+        announced = self._committed(self._spec, self._spec, done, ())
+        if done.plan:
             self._counts = self._counts.one_more("committed")
-            log.info("restored what was missing: %d steps", len(plan.steps))
-        return Outcome(self._spec, plan, 0, announced)
+            seconds = self._clock.monotonic() - begun
+            self.journal.tell(
+                "repair", "gateway", self._spec, self._spec, done.plan, announced=announced, seconds=seconds
+            )
+        return Outcome(self._spec, done.plan, 0, announced)
 
     def _catch_up(self) -> None:
         """Look at the links again, restore what went with them, and try again what is outstanding.
@@ -405,23 +359,31 @@ class Service:
         Nobody waits for an answer here, so whatever goes wrong is told in log and status, and tried again.
         """
         try:
-            self._look()
-            if self._spec is not None:
+            if self._spec is None:
+                self._actual = transaction.with_links(Actual(), self._kernel.links.read())
+            else:
                 self._restore()  # which also saves what is not on disk
-            self._flush()
+                self._followers.flush(self._spec)
         except Exception as error:
             if not isinstance(error, Refused):
                 log.exception("catching up failed")
             self._failed("retry", error)
 
-    def _failed(self, by: str, error: BaseException) -> None:
-        if isinstance(error, Conflict | NotInitialized | OtherAppliance):
-            return  # the asker's own doing
+    def _failed(self, by: Asker | str, error: BaseException) -> None:
+        said = str(error) or repr(error)
+        if isinstance(error, _ASKERS_DOING):
+            # The asker's own doing. A controller asks again and again; the journal has it once.
+            if self._rejected != (str(by), said):
+                self._rejected = (str(by), said)
+                self.journal.record("refused", by, said, outcome="failed", level=logging.WARNING)
+            return
         retryable = not isinstance(error, Refused) or error.retryable
         if isinstance(error, transaction.NotReverted):
             self._unapplied = self._spec is not None
-        repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error) or repr(error))
+        repeated = self._error is not None and (self._error.by, self._error.message) == (str(by), said)
         self._counts = self._counts.one_more("failed")
-        self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error) or repr(error), retryable=retryable)
+        self._error = ErrorStatus(at=self._clock.time(), by=str(by), message=said, retryable=retryable)
         if not repeated:
-            log.error("%s: %s", by, error)
+            self.journal.record(
+                "refused", by, said, outcome="failed", data={"retryable": retryable}, level=logging.ERROR
+            )

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from rules.keyed import Keyed
 from rules.spec import Eip
 from rules.splice import Rendered, once, splice
+from tests.strategies import quick
 
 SEQUENCES = st.lists(st.integers(0, 3), max_size=12).map(tuple)
 
 
+@quick
 @given(SEQUENCES, SEQUENCES)
 def test_a_splice_leads_from_one_to_the_other_and_is_short(old: tuple[int, ...], new: tuple[int, ...]) -> None:
     head, gone, fresh = splice(old, new)
@@ -25,6 +27,7 @@ def test_a_splice_leads_from_one_to_the_other_and_is_short(old: tuple[int, ...],
         assert not fresh
 
 
+@quick
 @given(st.lists(SEQUENCES, max_size=6))
 def test_rendering_forgets_nothing_and_keeps_nothing(versions: list[tuple[int, ...]]) -> None:
     rendered = Rendered[int, str](str)

@@ -58,7 +58,7 @@ class Objects(NamedTuple):
 class Account:
     """The sums of the flows that belong to the same objects and were opened in the same direction.
 
-    ``ports``, if any, are the EIP's ports that these flows hold. ``generation`` is that of the spec it is part of.
+    ``ports``, if any, are the EIP's ports that these flows hold. ``generation``: of the last spec it was part of.
     """
 
     __slots__ = ("generation", "inbound", "ports", "sums", "targets")
@@ -70,6 +70,11 @@ class Account:
         self.ports = ports
         self.generation = 0
         self.sums = [0] * SUMS
+
+    @property
+    def explained(self) -> bool:
+        """Whether a rule of the spec says why they are translated."""
+        return len(self.targets) > 1
 
     @property
     def active(self) -> int:
@@ -90,7 +95,7 @@ class Accounts:
         self.set(Objects())
 
     def set(self, objects: Objects) -> None:
-        """The spec has changed. Sums of what stays go on; flows may belong elsewhere now: ``Account.generation``."""
+        """The spec has changed. Sums of what stays go on; flows that live may belong elsewhere now."""
         self.objects = objects
         self.generation += 1
         self._eips: dict[bytes, Account] = {}

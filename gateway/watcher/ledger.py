@@ -18,6 +18,7 @@ from gateway.watcher.accounts import (
     BYTES_OUT,
     NEW_IN,
     NEW_OUT,
+    SUMS,
     Account,
     Accounts,
     Objects,
@@ -66,6 +67,8 @@ class Ledger:
         self._generation = 0
         self._ended_since: set[int] | None = None
         self._discovered: list[int] = []
+        self._spec_changed = self._attributing = False
+        """Whether the spec has changed since the last dump began, and before it."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -73,6 +76,7 @@ class Ledger:
     def set(self, objects: Objects) -> None:
         """The spec has changed. Whose the known connections are is looked at again when the next dump tells of them."""
         self.accounts.set(objects)
+        self._spec_changed = True
 
     # What gateway.observer.source feeds
 
@@ -110,6 +114,7 @@ class Ledger:
         self._generation += 1
         self._ended_since = set()
         self._discovered = []
+        self._attributing, self._spec_changed = self._spec_changed, False
 
     def dumped(self, flow: Flow) -> None:
         """The dump contains this connection."""
@@ -122,7 +127,7 @@ class Ledger:
             if entry is None:
                 return
             self._discovered.append(key)
-        elif entry.account.generation != self.accounts.generation:
+        elif self._attributing:
             self._reattribute(entry, flow)
         entry.generation = self._generation
         if flow.counters is not None:
@@ -203,13 +208,25 @@ class Ledger:
             sums[back] += grown[3]
 
     def _reattribute(self, entry: _Entry, flow: Flow) -> None:
-        """Whose connection it is may have changed with the spec; what it has carried so far stays where it was."""
+        """Whose connection it is may have changed with the spec.
+
+        What it has carried stays where it was counted, for counters do not go back; but one that began before we heard
+        of its rule takes everything along: it was counted for no rule, and its EIP's sum stays the same.
+        """
         account = self.accounts.of(flow)
         old = entry.account
         if account is old:
             return
-        old.sums[ACTIVE_IN if old.inbound else ACTIVE_OUT] -= 1
-        account.sums[ACTIVE_IN if account.inbound else ACTIVE_OUT] += 1
+        way = 0 if account.inbound else 1
+        moving = [0] * SUMS
+        moving[ACTIVE_IN + way] = 1
+        if not old.explained:
+            moving[NEW_IN + way] = int(entry.started)
+            forth, back = (BYTES_IN, BYTES_OUT) if account.inbound else (BYTES_OUT, BYTES_IN)
+            moving[forth + 1], moving[forth], moving[back + 1], moving[back] = _COUNTERS.unpack(entry.counters)
+        for place, value in enumerate(moving):
+            old.sums[place] -= value
+            account.sums[place] += value
         if old.ports is not account.ports:
             if old.ports is not None:
                 old.ports.release(flow)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from gateway.observer.metrics import Tally, add
@@ -12,9 +11,8 @@ from gateway.observer.metrics import Tally, add
 class LogFile:
     """Writes records to ``path`` in their order; older ones are in ``path.1``, ``path.2`` and so on.
 
-    A file has at most ``most_bytes`` (one record at least), and there are at most ``files`` of them. What cannot be
-    written is counted as dropped, and the next flush tries anew. A path that is no regular file (a pipe, a terminal) is
-    written to and never rotated.
+    A file has at most ``most_bytes`` (one batch at least), and there are at most ``files`` of them. What cannot be
+    written is counted as dropped, and the next flush tries anew.
     """
 
     def __init__(self, path: Path, most_bytes: int, files: int, tally: Tally) -> None:
@@ -26,7 +24,6 @@ class LogFile:
         self._events: dict[str, int] = {}
         self._fd: int | None = None
         self._size = 0
-        self._regular = True
 
     def __len__(self) -> int:
         return len(self._batch)
@@ -58,7 +55,7 @@ class LogFile:
             self._fd = None
 
     def _write(self, batch: bytes) -> None:
-        if self._regular and self._fd is not None and self._size and self._size + len(batch) > self._most:
+        if self._fd is not None and self._size and self._size + len(batch) > self._most:
             self._rotate()
         fd = self._fd if self._fd is not None else self._open()
         self._size += len(batch)
@@ -68,8 +65,7 @@ class LogFile:
     def _open(self) -> int:
         # Others of the pod have no business with who talked to whom.
         self._fd = fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        found = os.fstat(fd)
-        self._regular, self._size = stat.S_ISREG(found.st_mode), found.st_size
+        self._size = os.fstat(fd).st_size
         return fd
 
     def _rotate(self) -> None:

@@ -52,11 +52,7 @@ class Watcher:
         if log is not None:
             self._recorder = Recorder(identity(os.environ))
             self._limit = TokenBucket(log.rate, log.burst)
-            self._writer = (
-                LogFile(Path(log.target), log.file_bytes, log.files, self.tally)
-                if log.to_file
-                else RecordWriter(partial(write_if_possible, STDOUT), self.tally)
-            )
+            self._writer = _writer(log, self.tally)
         self.ledger = Ledger(self._happened, lambda: self.tally.errors[CONNTRACK, "overrun"])
         self.source = ConntrackSource(
             loop, self.ledger, self.tally, self._complaints, groups=ctnetlink.LIFE_GROUPS, pace=PACE
@@ -119,6 +115,18 @@ class Watcher:
             "drops": self.tally.drops,
         }
         return report(self.ledger, self._rates, collector, log) + "\n"
+
+
+def _writer(log: LogOptions, tally: Tally) -> RecordWriter | LogFile:
+    """Where the log goes: files that are rotated, or what a reader empties (a pipe, say) and may be slow to."""
+    if log.to_file:
+        path = Path(log.target)
+        if not path.exists() or path.is_file():
+            return LogFile(path, log.file_bytes, log.files, tally)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    else:
+        descriptor = STDOUT
+    return RecordWriter(partial(write_if_possible, descriptor), tally)
 
 
 def accounting() -> bool:

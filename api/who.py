@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Found:
-    """One connection. ``began`` is None if the log does not go back that far, ``ended`` if it lived when the log ended."""
+    """One connection; ``began`` is None if that was before the log, ``ended`` if it lived when the log ended."""
 
     protocol: str
     nat: str
@@ -116,3 +116,24 @@ def _end(ends: dict[str, Any], side: str) -> str:
     address, port = ends[f"{side}IP"], ends.get(f"{side}Port")
     host = f"[{address}]" if ":" in address else address
     return f"{host}:{port}" if port else host
+
+
+def document(one: Found) -> dict[str, Any]:
+    """A connection as JSON."""
+    times = {"began": one.began and one.began.isoformat(), "ended": one.ended and one.ended.isoformat()}
+    return {**asdict(one), **times}
+
+
+def table(found: Iterable[Found]) -> list[str]:
+    """The connections for people, a line each under a heading."""
+    rows = [("PROTOCOL", "INSIDE", "EXTERNAL", "PEER", "NAT", "FROM", "TO")]
+    for one in found:
+        began = _clock(one.began) if one.began else "before the log"
+        ended = _clock(one.ended) if one.ended else "(open)"
+        rows.append((one.protocol, one.inside, one.external, one.peer, one.nat, began, ended))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _clock(at: datetime) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from world import A1, A2, INTERNET, Gateway, World, end, parent, wait_for
 
 EIP, EIP2, FLOATING = "192.168.0.60", "192.168.0.61", "192.168.0.62"
 NOBODY = 65534
+NATGW = Path(sys.executable).with_name("natgw")
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +181,31 @@ def test_a_gateway_that_is_told_to_stop_takes_its_watcher_along(world: World) ->
         assert not alive(held)
         os.close(held)
         assert not (gateway.run_dir / "flows.sock").exists()
+
+
+def test_the_flow_log_answers_who_it_was(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "flows.log"
+    with world.gateway(environment={"NATGW_FLOW_LOG": str(path), "NATGW_FLOW_LOG_FILTER": "protocol=tcp"}) as gateway:
+        gateway.verb("eip-add", f"{EIP}/24")
+        gateway.verb("snat-add", f"{EIP},10.0.1.0/24")
+        watched(gateway)
+        left = tcp(world.vpc.a1, (INTERNET, 443), world.internet.tcp_server(443))
+        udp(world.vpc.a1, (INTERNET, 53), world.internet.udp(53)).talk()
+        inside = "{}:{}".format(*left.near.getsockname())
+        asked = "{}:{}".format(*left.source)
+        wait_for(lambda: path.exists() and path.read_text().count("\n") == 1, "the beginning is logged")
+        gateway.run("conntrack", "-D", "-p", "tcp", "--orig-src", A1)
+        wait_for(lambda: path.read_text().count("\n") == 2, "the end is logged")
+        begun, ended = map(json.loads, path.read_text().splitlines())
+        assert (begun["event"], ended["event"], begun["conntrackID"]) == ("start", "end", ended["conntrackID"])
+        assert ended["counters"]["originalPackets"] >= 2
+        at = begun["timestamp"][:19]
+        done = gateway.exec_argv((str(NATGW), "who", asked, "--at", at), {"NATGW_FLOW_LOG": str(path), "TZ": "UTC"})
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[1].split()[:3] == ["tcp", inside, asked]
+        assert gateway.get("/v1/traffic")["flowLog"] == {"enabled": True, "records": 2, "drops": {}}
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{watcher_pid(gateway)}/status").read_text().splitlines()
+        )
+        assert set(status["Uid"].split()) == {"0"}, "its file is root's"
+        assert status["CapEff"].strip() == f"{1 << 12:016x}"

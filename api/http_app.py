@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from api.http_drift import add_drift
 from api.http_gateway import Committer, add_gateway, add_probes, add_views
 from api.http_guards import SizeLimit
 from api.http_items import add_items
@@ -41,6 +42,7 @@ def build_app(service: Service, *, max_body: int = MAX_BODY_BYTES) -> FastAPI:
     add_gateway(app, service, commit)
     add_items(app, service, commit)
     add_views(app, service)
+    add_drift(app, service)
     add_probes(app, service)
     _say_problem_json(app)
     return app

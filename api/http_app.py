@@ -11,11 +11,14 @@ from typing import Any
 from fastapi import FastAPI
 
 from api.http_drift import add_drift
+from api.http_events import add_events
 from api.http_gateway import Committer, add_gateway, add_probes, add_views
 from api.http_guards import SizeLimit
 from api.http_items import add_items
 from api.http_models import PROBLEM_JSON
 from api.http_problems import install
+from api.http_traffic import add_traffic
+from api.traffic import TrafficReader
 from gateway.service import Service
 
 MAX_BODY_BYTES = 32 * 2**20  # some 250,000 objects
@@ -43,7 +46,9 @@ def build_app(service: Service, *, max_body: int = MAX_BODY_BYTES) -> FastAPI:
     add_items(app, service, commit)
     add_views(app, service)
     add_drift(app, service)
+    add_events(app, service.journal)
     add_probes(app, service)
+    add_traffic(app, TrafficReader(lambda: service.spec))
     _say_problem_json(app)
     return app
 

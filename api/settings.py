@@ -11,6 +11,7 @@ from gateway.drift import Policy as DriftPolicy
 from rules.desired import ArpPolicy
 
 IptablesChoice = Literal["auto", "legacy", "nft"]
+LogFormat = Literal["console", "json"]
 
 
 class BadSetting(ValueError):
@@ -29,6 +30,7 @@ class Settings:
     drift: DriftPolicy
     listen: str | None
     token_file: Path | None
+    log: LogFormat = "console"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -43,6 +45,7 @@ class Settings:
             drift=cast(DriftPolicy, _one_of(environment, "NATGW_DRIFT", get_args(DriftPolicy))),
             listen=environment.get("NATGW_LISTEN") or None,
             token_file=Path(token_file) if token_file else None,
+            log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),
         )
 
 

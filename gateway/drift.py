@@ -17,10 +17,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from gateway.journal import Journal
 from gateway.ports import Clock
 from gateway.status import DriftEntry, DriftStatus
-
-log = logging.getLogger(__name__)
 
 Policy = Literal["repair", "report"]
 
@@ -33,6 +32,7 @@ REPAIRS_IN_A_ROW, CALM_SECONDS, LONGEST_HOLD = 5, 10.0, 60.0
 """Repairs follow at once until there were so many of the same things, each within the calm after the one before; then
 they wait."""
 _KEPT, _LINES = 20, 50
+_FIGHT = "another program keeps changing what is ours: repairs wait from now on, longer each time"
 
 
 class Evidence(Protocol):
@@ -56,9 +56,12 @@ class Look:
 class Drift:
     """The schedule and the ledger. The writer's thread calls everything but ``status`` and ``differs``."""
 
-    def __init__(self, clock: Clock, policy: Policy = "repair", watch: Evidence | None = None) -> None:
+    def __init__(
+        self, clock: Clock, policy: Policy = "repair", watch: Evidence | None = None, journal: Journal | None = None
+    ) -> None:
         self.policy = policy
         self._clock = clock
+        self._journal = journal or Journal(clock)
         self._watch = watch
         now = clock.monotonic()
         self._next_poll = now + POLL_SECONDS
@@ -144,7 +147,7 @@ class Drift:
         self._held_until = now + min(LONGEST_HOLD, 2.0**over) if over >= 0 else now
         self._note(differences, by, repaired=True, seconds=seconds)
         if over == 0:
-            log.warning("drift: another program keeps changing what is ours; repairs wait from now on")
+            self._journal.record("drift", "others", _FIGHT, level=logging.WARNING)
 
     def _note(self, differences: tuple[str, ...], by: Look, *, repaired: bool, seconds: float) -> None:
         kept = list(differences[:_LINES])
@@ -154,8 +157,15 @@ class Drift:
         )
         self._entries.appendleft(entry)
         first = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
-        done = f"repaired in {seconds * 1000:.1f} ms" if repaired else "not repaired (NATGW_DRIFT=report)"
-        log.warning("drift, noticed by %s: %s; %s", by, first, done)
+        done = "" if repaired else "; not repaired (NATGW_DRIFT=report)"
+        self._journal.record(
+            "repair" if repaired else "drift",
+            f"others, noticed by {by}",
+            first + done,
+            level=logging.WARNING,
+            seconds=seconds if repaired else None,
+            data={"noticedBy": str(by), "differences": kept, "count": len(differences), "repaired": repaired},
+        )
 
     def status(self) -> DriftStatus:
         """How it stands; any thread."""

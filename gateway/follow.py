@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from gateway import meters
 from gateway.arp.conflict import Conflict
 from gateway.ports import Flows, Refused
 from gateway.store import Store, Stored
@@ -108,6 +109,7 @@ class Followers:
             found = self._flows.matching(dict.fromkeys(filters)) if filters else ()
             stale = [flow for flow in found if any(is_stale(flow, old, new) for old in self._unflushed)]
             deleted = self._flows.delete(stale)
+            meters.STALE_FLOWS.add(amount=deleted)
         except Refused as error:
             log.error("stale connections stay for now: %s", error)
             return 0

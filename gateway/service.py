@@ -16,9 +16,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from gateway import transaction
+from gateway import meters, transaction
 from gateway.drift import LOOK_SHARE, Drift, Look
 from gateway.follow import Announcing, Followers
+from gateway.journal import Asker, Journal
 from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
@@ -33,6 +34,7 @@ from gateway.store import Store, Stored
 from gateway.transaction import Done, Kernel
 from rules.advice import warnings
 from rules.appliance import OtherAppliance, Spec, adopt, only
+from rules.changes import changes
 from rules.desired import Facts
 from rules.differences import differences
 from rules.edit import Conflict, NotInitialized
@@ -47,6 +49,8 @@ Edit = Callable[[GatewaySpec | None], GatewaySpec]
 BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
 
 RETRY_SECONDS = 1.0
+
+_ASKERS_DOING = (Conflict, NotInitialized, OtherAppliance)
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,11 @@ class _Job:
     """One queued change."""
 
     edit: Callable[[Spec | None], Spec]
-    by: str
+    by: Asker | str
     dry_run: bool
     announce: tuple[str, ...]
     future: Future[Outcome]
+    queued: float
 
 
 class Service:
@@ -87,6 +92,7 @@ class Service:
         interfaces: Interfaces | None = None,
         version: str = "",
         drift: Drift | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._kernel = kernel
         self._announcer = announcer
@@ -96,7 +102,9 @@ class Service:
         self._facts = facts
         self._interfaces = interfaces
         self._version = version
-        self._drift = drift or Drift(clock)
+        self.journal = journal or Journal(clock)
+        """What happened: one event for each change, repair and refusal."""
+        self._drift = drift or Drift(clock, journal=self.journal)
         self._retry_at: float | None = None
         self._started = clock.monotonic()
         # A job to do, a request to look at the links again, or None: the end.
@@ -104,12 +112,14 @@ class Service:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._look_queued = threading.Event()
+        self._told: list[Callable[[], None]] = []
         self._spec: Spec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
         self._counts = TransactionCounts()
         self._generation = 0
         self._unapplied = False  # the kernel is not known to equal the spec
+        self._rejected = ("", "")
 
     # --- any thread ---------------------------------------------------------------------------------------
 
@@ -165,6 +175,10 @@ class Service:
             self._look_queued.set()
             self._jobs.put("look")
 
+    def tell(self, changed: Callable[[], None]) -> None:
+        """Call ``changed``, in the writer's thread, after every change of the spec; it must not block or raise."""
+        self._told.append(changed)
+
     def close(self) -> None:
         """Finish what is queued and end the writer; what comes later is refused. The kernel goes on forwarding."""
         self._closed = True
@@ -179,27 +193,29 @@ class Service:
         """
         return self._queue(_standing, "comparison", True, ())
 
-    def change(self, edit: Edit, *, by: str, dry_run: bool = False, announce: Collection[str] = ()) -> Future[Outcome]:
+    def change(
+        self, edit: Edit, *, by: Asker | str, dry_run: bool = False, announce: Collection[str] = ()
+    ) -> Future[Outcome]:
         """Queue one change: ``edit`` takes the spec that stands then and returns the wanted one.
 
-        ``by`` is who asked, for the log. ``announce`` names EIPs to announce once more even if nothing
+        ``by`` is who asked, for the journal. ``announce`` names EIPs to announce once more even if nothing
         changes. The future raises what ``edit`` raised (Conflict, NotInitialized), OtherAppliance in a pod that is a
         load balancer, or Refused; kernel and spec are then as before.
         """
         return self._queue(only(GatewaySpec, edit), by, dry_run, announce)
 
-    def balance(self, edit: BalancerEdit, *, by: str, announce: Collection[str] = ()) -> Future[Outcome]:
+    def balance(self, edit: BalancerEdit, *, by: Asker | str, announce: Collection[str] = ()) -> Future[Outcome]:
         """Queue one change of a pod that is (or with it becomes) a load balancer; else as ``change``."""
         return self._queue(only(LoadBalancerSpec, edit), by, False, announce)
 
     def _queue(
-        self, edit: Callable[[Spec | None], Spec], by: str, dry_run: bool, announce: Collection[str]
+        self, edit: Callable[[Spec | None], Spec], by: Asker | str, dry_run: bool, announce: Collection[str]
     ) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         if self._closed:
             future.set_exception(Refused("change", "the daemon is ending", retryable=True))
         else:
-            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future))
+            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future, self._clock.monotonic()))
         return future
 
     def status(self) -> Status:
@@ -288,9 +304,13 @@ class Service:
         """Answer one job; whatever goes wrong is the asker's answer, never the writer's end."""
         if not job.future.set_running_or_notify_cancel():
             return
+        begun = self._clock.monotonic()
+        meters.WRITER_WAIT_SECONDS.observe(begun - job.queued)
         try:
             outcome = self._transact(job)
         except BaseException as error:  # noqa: BLE001 -- handed to the asker, who raises it
+            rejected = isinstance(error, _ASKERS_DOING)
+            meters.TRANSACTION_SECONDS.observe(self._clock.monotonic() - begun, "rejected" if rejected else "failed")
             self._failed(job.by, error)
             job.future.set_exception(error)
         else:
@@ -309,8 +329,11 @@ class Service:
         announced = self._committed(old, new, done, job.announce)
         flows = self._followers.flush(new)
         seconds = self._clock.monotonic() - begun
+        meters.TRANSACTION_SECONDS.observe(seconds, "committed" if plan or new != old else "unchanged")
         if plan or new != old:
-            log.info("%s: %d steps, %d flows ended, %.1f ms", job.by, len(plan.steps), flows, seconds * 1000)
+            self.journal.tell(
+                "change", job.by, old, new, plan, flows_deleted=flows, announced=announced, seconds=seconds
+            )
         return Outcome(new, plan, flows, announced, seconds)
 
     def _committed(self, old: Spec | None, new: Spec, done: Done, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -320,9 +343,12 @@ class Service:
         self._actual = done.actual
         if done.plan or new != old:
             self._generation += 1
+        meters.TRANSACTION_STEPS.add(amount=len(done.plan.steps))
         if new != old:
             self._spec = new
             self._followers.changed(old, new)
+            for told in self._told:
+                told()
         announced = self._followers.announce(old, new, done.actual, asked)
         self._followers.save(Stored(new, self._facts.claimed))
         return announced
@@ -354,23 +380,29 @@ class Service:
         spec = adopt(actual, self._interfaces)
         if spec is None:
             return None
-        log.info("no stored spec: %d EIPs and their rules are adopted from the kernel", len(spec.eips))
+        said = "no stored spec: it is read from the kernel's own rules"
+        self.journal.record("adopted", "gateway", said, changed=changes(None, spec))
         # What the CNI gave a load balancer's pod stays the CNI's: there is no verb that takes it away.
         eips = {AddressKey(spec.interfaces.external, e.address) for e in spec.eips if isinstance(spec, GatewaySpec)}
         return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))
 
-    def _restore(self) -> Outcome:
+    def _restore(self, *, tell: bool = True) -> Outcome:
         """Make the kernel equal the spec that stands; one that already does is not written to."""
         if self._spec is None:
             raise RuntimeError("nothing to restore")
         self._unapplied = True
+        begun = self._clock.monotonic()
         done = transaction.apply(self._kernel, self._spec, self._facts)
         added = (step.key for step in done.plan.steps if isinstance(step, AddAddress))
         again = tuple(key.address.partition("/")[0] for key in added)
         announced = self._committed(self._spec, self._spec, done, again)
         if done.plan:
             self._counts = self._counts.one_more("committed")
-            log.info("restored what was missing: %d steps", len(done.plan.steps))
+            seconds = self._clock.monotonic() - begun
+            if tell:
+                self.journal.tell(
+                    "repair", "gateway", self._spec, self._spec, done.plan, announced=announced, seconds=seconds
+                )
         return Outcome(self._spec, done.plan, 0, announced)
 
     def _catch_up(self, look: Look) -> None:
@@ -414,22 +446,29 @@ class Service:
             if self._drift.policy == "report":
                 self._actual = actual
                 return
-        self._restore()
+        self._restore(tell=not drifted)
         if drifted:
             self._drift.repaired(found, look, self._clock.monotonic() - begun)
             self._followers.repaired(_as_it_was(actual, left, spec))
 
-    def _failed(self, by: str, error: BaseException) -> None:
-        if isinstance(error, Conflict | NotInitialized | OtherAppliance):
-            return  # the asker's own doing
+    def _failed(self, by: Asker | str, error: BaseException) -> None:
+        said = str(error) or repr(error)
+        if isinstance(error, _ASKERS_DOING):
+            # The asker's own doing. A controller asks again and again; the journal has it once.
+            if self._rejected != (str(by), said):
+                self._rejected = (str(by), said)
+                self.journal.record("refused", by, said, outcome="failed", level=logging.WARNING)
+            return
         retryable = not isinstance(error, Refused) or error.retryable
         if isinstance(error, transaction.NotReverted):
             self._unapplied = self._spec is not None
-        repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error) or repr(error))
+        repeated = self._error is not None and (self._error.by, self._error.message) == (str(by), said)
         self._counts = self._counts.one_more("failed")
-        self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error) or repr(error), retryable=retryable)
+        self._error = ErrorStatus(at=self._clock.time(), by=str(by), message=said, retryable=retryable)
         if not repeated:
-            log.error("%s: %s", by, error)
+            self.journal.record(
+                "refused", by, said, outcome="failed", data={"retryable": retryable}, level=logging.ERROR
+            )
 
 
 def _standing(spec: Spec | None) -> Spec:

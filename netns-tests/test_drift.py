@@ -100,7 +100,7 @@ def test_what_others_change_is_put_right(world: World, gateway: Gateway, name: s
     history = gateway.get("/v1/drift")["history"]
     lines = [line for entry in history[: len(history) - repairs] for line in entry["differences"]]
     assert any(told in line for line in lines), lines
-    assert "drift, noticed by" in gateway.log()
+    assert "others, noticed by" in gateway.log()
     flow = udp(world.internet, (EIP2, 53), world.vpc.a2.udp(53))
     flow.talk()
     assert udp(world.vpc.b, (INTERNET, 53), world.internet.udp(53)).source[0] == EIP2

@@ -95,6 +95,8 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
     paths = {path: set(operations) for path, operations in openapi(http)["paths"].items()}
     item = {"get", "put", "delete"}
     assert paths == {
+        "/v1/drift": {"get"},
+        "/v1/events": {"get"},
         "/v1/gateway": {"get", "put", "patch"},
         **{f"/v1/{kind}": {"get"} for kind in ("eips", "fips", "dnats", "snats", "routes", "shared-dnats", "qos")},
         "/v1/eips/{ip}": item,
@@ -108,7 +110,15 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
         "/v1/qos/interfaces/{interface}/{direction}/{priority}/{side}/{addr}/{len}": item,
         **{
             path: {"get"}
-            for path in ("/v1/status", "/v1/load-balancer", "/v1/ruleset", "/v1/explain", "/healthz", "/readyz")
+            for path in (
+                "/v1/status",
+                "/v1/load-balancer",
+                "/v1/ruleset",
+                "/v1/explain",
+                "/v1/traffic",
+                "/healthz",
+                "/readyz",
+            )
         },
     }
 

@@ -20,6 +20,7 @@ from ipaddress import IPv4Address
 from threading import Lock
 from typing import Protocol
 
+from gateway import meters
 from gateway.arp import link as links
 from gateway.arp.conflict import Conflict
 from gateway.arp.link import Link, LinksLost, Monitor
@@ -54,8 +55,8 @@ class _Port:
 class Announcer:
     """Announces IPv4 addresses by ARP on any number of interfaces and watches for their other holders.
 
-    ``on_conflict(interface, conflict)`` is called in the loop thread, at most once a minute for each holder,
-    with times in Unix seconds; the log has the same line.
+    ``on_conflict(interface, conflict)`` is called in the loop thread, at most once a minute for each holder, with times
+    in Unix seconds, to tell people of the holder.
     """
 
     def __init__(
@@ -192,8 +193,7 @@ class Announcer:
                 # Reported once by the kernel (the link went down); the link message decides what follows.
                 log.debug("listening for ARP on %s: %s", port.interface, error.strerror)
         for conflict in conflicts:
-            seen = f"{conflict.count} times" if conflict.count > 1 else "once"
-            log.warning("%s on %s is also held by %s, seen %s", conflict.address, port.interface, conflict.mac, seen)
+            meters.CONFLICTS.add(port.interface)
             if self._on_conflict is not None:
                 self._on_conflict(port.interface, conflict)
 
@@ -244,6 +244,8 @@ class Announcer:
                 self._link_is(port, None)
         self.sent += sent
         self.failed += len(frames) - sent
+        meters.ANNOUNCEMENTS.add(port.interface, "sent", amount=sent)
+        meters.ANNOUNCEMENTS.add(port.interface, "failed", amount=len(frames) - sent)
         return sent
 
     def _listen(self, port: _Port) -> None:

@@ -139,7 +139,7 @@ async def _serve(settings: Settings) -> None:
         facts=Facts(settings.arp),
         interfaces=_interfaces(settings),
         version=version("vpc-nat-gateway"),
-        drift=Drift(clock, settings.drift, watch, journal),
+        drift=Drift(clock, journal, settings.drift, watch),
         journal=journal,
     )
     stop = asyncio.Event()

@@ -57,11 +57,11 @@ class Drift:
     """The schedule and the ledger. The writer's thread calls everything but ``status`` and ``differs``."""
 
     def __init__(
-        self, clock: Clock, policy: Policy = "repair", watch: Evidence | None = None, journal: Journal | None = None
+        self, clock: Clock, journal: Journal, policy: Policy = "repair", watch: Evidence | None = None
     ) -> None:
         self.policy = policy
         self._clock = clock
-        self._journal = journal or Journal(clock)
+        self._journal = journal
         self._watch = watch
         now = clock.monotonic()
         self._next_poll = now + POLL_SECONDS

@@ -104,7 +104,7 @@ class Service:
         self._version = version
         self.journal = journal or Journal(clock)
         """What happened: one event for each change, repair and refusal."""
-        self._drift = drift or Drift(clock, journal=self.journal)
+        self._drift = drift or Drift(clock, self.journal)
         self._retry_at: float | None = None
         self._started = clock.monotonic()
         # A job to do, a request to look at the links again, or None: the end.

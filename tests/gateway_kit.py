@@ -10,6 +10,7 @@ from pathlib import Path
 from gateway.arp.conflict import Conflict
 from gateway.drift import Drift, Policy
 from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft, FakeShaper, evidence
+from gateway.journal import Journal
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
@@ -141,7 +142,7 @@ def gateway(
     """A started service over a fake kernel (by default one as a pod has it) and a store in ``directory``."""
     kernel = kernel or FakeKernel.gateway_pod()
     announcer, clock = RecordingAnnouncer(), ManualClock()
-    watch = Watch(evidence(kernel))
+    watch, journal = Watch(evidence(kernel)), Journal(clock)
     service = Service(
         watched(kernel, watch),
         announcer,
@@ -150,7 +151,8 @@ def gateway(
         facts=Facts(arp),
         interfaces=interfaces,
         version="test",
-        drift=Drift(clock, drift, watch),
+        drift=Drift(clock, journal, drift, watch),
+        journal=journal,
     )
     service.start().result(timeout=10)
     return Gateway(service, kernel, announcer, clock)

@@ -19,6 +19,7 @@ from gateway.drift import (
     Look,
 )
 from gateway.fake import FakeKernel
+from gateway.journal import Journal
 from gateway.watch import Watch
 from rules.edit import NotInitialized
 from rules.flows import Flow
@@ -212,7 +213,7 @@ class Told:
 
 def test_the_evidence_is_looked_into_at_once_and_never_costs_more_than_a_tenth() -> None:
     clock, told = ManualClock(), Told()
-    drift = Drift(clock, watch=told)
+    drift = Drift(clock, Journal(clock), watch=told)
     assert drift.due() is None
     told.domains = {"links"}
     assert drift.due() is None  # it is asked for twice a second,
@@ -228,7 +229,7 @@ def test_the_evidence_is_looked_into_at_once_and_never_costs_more_than_a_tenth()
 @pytest.mark.parametrize("cost", [0.001, 0.5])
 def test_comparisons_cost_a_thousandth(cost: float) -> None:
     clock = ManualClock()
-    drift = Drift(clock, watch=Told())
+    drift = Drift(clock, Journal(clock), watch=Told())
     drift.looked(cost)
     looks, begun = 0, clock.now
     while clock.now < begun + 3000:
@@ -242,7 +243,7 @@ def test_comparisons_cost_a_thousandth(cost: float) -> None:
 def test_a_fight_is_not_fought_faster_than_once_a_minute() -> None:
     clock, told = ManualClock(), Told()
     told.domains = {"chains"}
-    drift = Drift(clock, watch=told)
+    drift = Drift(clock, Journal(clock), watch=told)
     repairs: list[float] = []
     while clock.now < 1000 + 3600:
         clock.now += 0.5

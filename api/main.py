@@ -34,11 +34,12 @@ from gateway.arp.conflict import Conflict
 from gateway.arp.link import LinksLost, Monitor
 from gateway.journal import Journal
 from gateway.kernel.conntrack import KernelFlows
+from gateway.kernel.generation import Generation
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.variant import choose, iptables_version
-from gateway.ports import Firewall
+from gateway.remembered import EvidentFirewall, RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
@@ -89,7 +90,15 @@ def _only_one(run_dir: Path) -> TextIO:
     return lock
 
 
-def _firewall(settings: Settings) -> Firewall:
+def _kernel(settings: Settings) -> Kernel:
+    """The drivers; for the writer's thread, in whose network namespace they open their sockets."""
+    generation = Generation()
+    firewall = RememberedFirewall(_firewall(settings, generation))
+    rest = KernelLinks(), KernelFlows(), KernelNft(generation), KernelShaper()
+    return Kernel(firewall, *rest, memory=firewall)
+
+
+def _firewall(settings: Settings, generation: Generation) -> EvidentFirewall:
     """The driver of the variant chosen; only that one is loaded.
 
     It is loaded here, before any thread runs: Python before 3.11.4 can deadlock when two threads import at once,
@@ -101,7 +110,7 @@ def _firewall(settings: Settings) -> Firewall:
         return LegacyFirewall()
     from gateway.kernel.nft_variant import NftVariantFirewall  # noqa: PLC0415
 
-    return NftVariantFirewall()
+    return NftVariantFirewall(generation)
 
 
 def _interfaces(settings: Settings) -> Interfaces | None:
@@ -118,11 +127,11 @@ def _interfaces(settings: Settings) -> Interfaces | None:
 
 async def _serve(settings: Settings) -> None:
     clock = SystemClock()
-    firewall = _firewall(settings)
+    kernel = _kernel(settings)
     journal = Journal(clock)
     announcer = Announcer(clock, on_conflict=partial(_note_conflict, journal))
     service = Service(
-        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(), KernelShaper()),
+        kernel,
         announcer,
         Store(settings.state_dir),
         clock,
@@ -147,12 +156,12 @@ async def _serve(settings: Settings) -> None:
             service,
             settings.run_dir,
             settings.env_file,
-            iptables_version(firewall.variant),
+            iptables_version(kernel.firewall.variant),
             faces={execbalancer.FACE: execbalancer.Balancer(service, ask).answer},
         )
         await execs.start()
         stack.push_async_callback(execs.close)
-        log.info("serving %s with iptables-%s", settings.run_dir, firewall.variant)
+        log.info("serving %s with iptables-%s", settings.run_dir, kernel.firewall.variant)
         _ready()
         await _serve_http(service, settings, stop)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gateway.arp.conflict import Conflict
 from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft, FakeShaper
+from gateway.remembered import RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
@@ -103,7 +104,9 @@ class RecordingAnnouncer:
 
 def ports(kernel: FakeKernel) -> Kernel:
     """The fake kernel behind the ports of a transaction."""
-    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel))
+    firewall = RememberedFirewall(FakeFirewall(kernel))
+    rest = FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel)
+    return Kernel(firewall, *rest, memory=firewall)
 
 
 @dataclass

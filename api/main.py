@@ -39,7 +39,7 @@ from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.variant import choose, iptables_version
-from gateway.remembered import EvidentFirewall, RememberedFirewall
+from gateway.remembered import EvidentFirewall, Memories, RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
@@ -94,8 +94,9 @@ def _kernel(settings: Settings) -> Kernel:
     """The drivers; for the writer's thread, in whose network namespace they open their sockets."""
     generation = Generation()
     firewall = RememberedFirewall(_firewall(settings, generation))
-    rest = KernelLinks(), KernelFlows(), KernelNft(generation), KernelShaper()
-    return Kernel(firewall, *rest, memory=firewall)
+    links, shaper = KernelLinks(), KernelShaper()
+    memory = Memories(firewall, (links,))
+    return Kernel(firewall, links, KernelFlows(), KernelNft(generation), shaper, memory=memory)
 
 
 def _firewall(settings: Settings, generation: Generation) -> EvidentFirewall:

@@ -118,6 +118,29 @@ class RememberedFirewall:
         self._known[table] = _Known(evidence, edited(known.chains, edits))
 
 
+class Forgetful(Protocol):
+    """A driver that remembers by itself."""
+
+    def forget(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Memories:
+    """What the drivers of one kernel remember (``gateway.transaction.Memory``)."""
+
+    firewall: RememberedFirewall
+    others: tuple[Forgetful, ...] = ()
+
+    def forget(self) -> None:
+        """Read everything anew the next time."""
+        for one in (self.firewall, *self.others):
+            one.forget()
+
+    def share(self, wanted: Mapping[ChainRef, Rules | None]) -> None:
+        """See ``RememberedFirewall.share``."""
+        self.firewall.share(wanted)
+
+
 def shared(known: Rulesets, found: Rulesets) -> Rulesets:
     """What was found, made of the very rules that were known where nothing changed."""
     return {ref: _shared(known[ref], rules) if ref in known else rules for ref, rules in found.items()}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 from collections.abc import Iterator
 
 import pytest
-from netns import Namespace, require
+from netns import Namespace, require, veth
 
+from gateway.kernel import link_reading
 from gateway.kernel.generation import Generation
 from gateway.kernel.legacy import LegacyFirewall
+from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft_edits import Handles
 from gateway.kernel.nft_rules import expressions
 from gateway.kernel.nft_variant import NftVariantFirewall
@@ -19,6 +23,7 @@ from rules.delta import chain_edits
 from rules.iptables import parse_rule, render_rule
 from rules.ruleset import ChainRef, DeleteRule, InsertRule, NewChain, Rule, Rules
 from rules.spec import Dnat, GatewaySpec, Snat
+from rules.state import AddAddress, AddressKey, DeleteAddress, SetPromoteSecondaries
 
 CHAIN = ChainRef("nat", "SHARED_DNAT")
 
@@ -184,3 +189,66 @@ def test_an_insert_between_two_new_ones_and_a_rule_for_the_tool(variant: str, na
     assert firewall.read(["nat"]).chains[CHAIN] == driver(variant).read(["nat"]).chains[CHAIN] == expected
     firewall.edit("nat", [DeleteRule(CHAIN, 2, b)])
     assert driver(variant).read(["nat"]).chains[CHAIN] == (a, foreign, c)
+
+
+OTHERS = [
+    "addr add 192.168.0.20/24 dev net1",
+    "addr add 192.168.0.21/24 dev net1",
+    "addr del 192.168.0.20/24 dev net1",
+    "route add 10.9.0.0/16 via 192.168.0.21 dev net1",
+    "-6 route add fd00:9::/64 dev eth0",
+    "rule add from 10.1.0.0/16 lookup 100",
+    "route replace 10.9.0.0/16 via 10.0.1.1 dev eth0",
+    "link set net1 arp off",
+    "link set net1 down",
+    "link set net1 up",
+    "addr flush dev net1",
+    "rule del from 10.1.0.0/16 lookup 100",
+    "link add third type veth peer name p-third",
+    "addr add 192.168.7.1/24 dev third",
+    "link set third up",
+    "route add 10.10.0.0/16 dev third",
+    "link set third name fourth",
+    "link del fourth",
+    "link set eth0 down",
+    "link del net1",
+]
+
+
+def test_a_remembered_reading_of_links_follows_whatever_others_do(namespace: Namespace) -> None:
+    for name, address in (("eth0", "10.0.1.254/24"), ("net1", "192.168.0.11/24")):
+        veth(namespace, name, namespace, f"p-{name}")
+        namespace.run("ip", "addr", "add", address, "dev", name)
+    links = KernelLinks()
+    first = links.read()
+    assert links.read() is first
+    for words in OTHERS:
+        subprocess.run(["ip", *words.split()], check=words != "link set third name fourth")
+        assert links.read() == KernelLinks().read(), words
+
+
+def test_our_own_addresses_are_in_the_next_reading_without_a_dump(namespace: Namespace) -> None:
+    veth(namespace, "net1", namespace, "p-net1")
+    links = KernelLinks()
+    links.commit([SetPromoteSecondaries("net1", True)])
+    links.read()
+    keys = [AddressKey("net1", f"192.168.{n // 200}.{n % 200 + 1}/16") for n in range(1000)]
+    for steps in ([AddAddress(key) for key in keys], [DeleteAddress(keys[0]), DeleteAddress(keys[-1])]):
+        links.commit(steps)
+        assert links.read() == KernelLinks().read()
+    assert {key for key in links.read().addresses if key.interface == "net1"} == set(keys[1:-1])
+
+
+def test_more_news_than_fits_is_a_reason_to_read_everything(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(made: socket.socket) -> None:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+    monkeypatch.setattr(link_reading, "receive_buffer", small)
+    veth(namespace, "net1", namespace, "p-net1")
+    links = KernelLinks()
+    links.read()
+    lines = [f"addr add 10.{n // 62500}.{n // 250 % 250}.{n % 250 + 1}/8 dev net1" for n in range(500)]
+    namespace.run("ip", "-batch", "-", stdin="\n".join(lines))
+    assert links.read() == KernelLinks().read()

@@ -221,12 +221,17 @@ def _open(protocol: int) -> socket.socket:
         opened.settimeout(_TIMEOUT)
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             _try_option(opened, _SOL_NETLINK, option, 1)
-        _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        receive_buffer(opened)
         opened.bind((0, 0))
     except OSError:
         opened.close()
         raise
     return opened
+
+
+def receive_buffer(opened: socket.socket) -> None:
+    """Make room for many messages: 4 MiB, where that is allowed."""
+    _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
 
 
 def _try_option(opened: socket.socket, level: int, option: int, value: int) -> None:
@@ -248,6 +253,12 @@ def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
             return
         yield kind, flags, sequence, view[position + _HEADER.size : position + length]
         position += (length + 3) & ~3
+
+
+def messages(datagram: bytes) -> Iterator[tuple[int, memoryview]]:
+    """(type, body) of each message in a datagram."""
+    for kind, _, _, said in _messages(datagram):
+        yield kind, said
 
 
 def _error(flags: int, said: memoryview) -> NetlinkError | None:

@@ -6,10 +6,12 @@ are problem documents (RFC 9457). ``api.http`` puts it on sockets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 
+from api.http_drift import add_drift
 from api.http_events import add_events
 from api.http_gateway import Committer, add_gateway, add_probes, add_views
 from api.http_guards import SizeLimit
@@ -19,6 +21,7 @@ from api.http_problems import install
 from api.http_traffic import add_traffic
 from api.traffic import TrafficReader
 from gateway.service import Service
+from gateway.traffic import Traffic
 
 MAX_BODY_BYTES = 32 * 2**20  # some 250,000 objects
 
@@ -29,7 +32,9 @@ object. PUT on an object means "make it so": it creates, replaces or changes not
 (GET /v1/gateway) and putting it back changes nothing. Errors are problem documents (RFC 9457)."""
 
 
-def build_app(service: Service, *, max_body: int = MAX_BODY_BYTES) -> FastAPI:
+def build_app(
+    service: Service, *, max_body: int = MAX_BODY_BYTES, traffic: Callable[[], Traffic] | None = None
+) -> FastAPI:
     """The application over a started service. It asks nobody who they are: see ``api.http``."""
     app = FastAPI(
         title="vpc-nat-gateway",
@@ -44,9 +49,10 @@ def build_app(service: Service, *, max_body: int = MAX_BODY_BYTES) -> FastAPI:
     add_gateway(app, service, commit)
     add_items(app, service, commit)
     add_views(app, service)
+    add_drift(app, service)
     add_events(app, service.journal)
     add_probes(app, service)
-    add_traffic(app, TrafficReader(lambda: service.spec))
+    add_traffic(app, traffic or TrafficReader(lambda: service.spec))
     _say_problem_json(app)
     return app
 

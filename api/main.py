@@ -28,12 +28,14 @@ from api.execserver import ExecServer
 from api.listen import check_listen
 from api.logs import log_to
 from api.settings import BadSetting, Settings, interfaces_file
+from api.watching import Watching
 from gateway.arp.announcer import Announcer
 from gateway.arp.ask import ask
 from gateway.arp.conflict import Conflict
-from gateway.arp.link import LinksLost, Monitor
+from gateway.drift import Drift
 from gateway.journal import Journal
 from gateway.kernel.conntrack import KernelFlows
+from gateway.kernel.evidence import Events, evidence
 from gateway.kernel.generation import Generation
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
@@ -43,6 +45,7 @@ from gateway.remembered import EvidentFirewall, Memories, RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
+from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedNft, WatchedShaper
 from rules.desired import Facts
 from rules.spec import Interfaces
 
@@ -90,13 +93,21 @@ def _only_one(run_dir: Path) -> TextIO:
     return lock
 
 
-def _kernel(settings: Settings) -> Kernel:
+def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
     """The drivers; for the writer's thread, in whose network namespace they open their sockets."""
     generation = Generation()
     firewall = RememberedFirewall(_firewall(settings, generation))
     links, shaper = KernelLinks(), KernelShaper()
-    memory = Memories(firewall, (links,))
-    return Kernel(firewall, links, KernelFlows(), KernelNft(generation), shaper, memory=memory)
+    watch = Watch(evidence(firewall.variant, events))
+    kernel = Kernel(
+        WatchedFirewall(firewall, watch),
+        WatchedLinks(links, watch),
+        KernelFlows(),
+        WatchedNft(KernelNft(generation), watch),
+        WatchedShaper(shaper, watch),
+        memory=Memories(firewall, (links,)),
+    )
+    return kernel, watch
 
 
 def _firewall(settings: Settings, generation: Generation) -> EvidentFirewall:
@@ -128,9 +139,10 @@ def _interfaces(settings: Settings) -> Interfaces | None:
 
 async def _serve(settings: Settings) -> None:
     clock = SystemClock()
-    kernel = _kernel(settings)
     journal = Journal(clock)
     announcer = Announcer(clock, on_conflict=partial(_note_conflict, journal))
+    events = Events()
+    kernel, watch = _kernel(settings, events)
     service = Service(
         kernel,
         announcer,
@@ -139,6 +151,7 @@ async def _serve(settings: Settings) -> None:
         facts=Facts(settings.arp),
         interfaces=_interfaces(settings),
         version=version("vpc-nat-gateway"),
+        drift=Drift(clock, journal, settings.drift, watch),
         journal=journal,
     )
     stop = asyncio.Event()
@@ -146,11 +159,12 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
+        stack.callback(events.close)
         announcer.start()
         stack.callback(announcer.close)
         recovered = service.start()
         stack.push_async_callback(asyncio.to_thread, service.close)
-        _watch_links(stack, service)
+        _heed(stack, service, events)
         await asyncio.wrap_future(recovered)
         _write_pid(stack, settings.run_dir / "natgw.pid")
         execs = ExecServer(
@@ -164,6 +178,9 @@ async def _serve(settings: Settings) -> None:
         stack.push_async_callback(execs.close)
         log.info("serving %s with iptables-%s", settings.run_dir, kernel.firewall.variant)
         _ready()
+        watching = Watching(service, settings.run_dir)
+        stack.push_async_callback(watching.close)
+        watching.start()
         await _serve_http(service, settings, stop)
 
 
@@ -189,20 +206,16 @@ async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event)
     await stop.wait()
 
 
-def _watch_links(stack: AsyncExitStack, service: Service) -> None:
-    """Have the service look again whenever an interface comes, goes or changes."""
-    monitor = Monitor()
+def _heed(stack: AsyncExitStack, service: Service, events: Events) -> None:
+    """Have the service look whenever the kernel tells of a change; what it missed is a change, too."""
     loop = asyncio.get_running_loop()
 
-    def changed() -> None:
-        with suppress(LinksLost):  # more than fits was missed: all the more reason to look
-            if not monitor.receive():
-                return
-        service.links_changed()
+    def readable() -> None:
+        if events.drain():
+            service.kernel_changed()
 
-    stack.callback(monitor.close)
-    loop.add_reader(monitor.fileno(), changed)
-    stack.callback(loop.remove_reader, monitor.fileno())
+    loop.add_reader(events.fileno(), readable)
+    stack.callback(loop.remove_reader, events.fileno())
 
 
 def _write_pid(stack: AsyncExitStack, path: Path) -> None:

@@ -8,6 +8,7 @@ through ``iptables-legacy-save``, which takes 10 ms for 10,000 rules where pytho
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 from gateway.kernel import restore
 from gateway.kernel.libiptc import LegacyTable, TableError
@@ -78,12 +79,9 @@ class LegacyFirewall:
             # Others may come between a look and the tool, which takes the lock for itself.
             restore.edit(self.variant, table, edits)
             return None
-        more = _entries(standing, edits)
-        return self._edit_in_process(table, edits, (evidence, more))
+        return self._edit_in_process(table, edits, _Expected(evidence, standing, _entries(standing, edits)))
 
-    def _edit_in_process(
-        self, table: str, edits: Sequence[ChainEdit], expected: tuple[Hashable, int] | None
-    ) -> Hashable | None:
+    def _edit_in_process(self, table: str, edits: Sequence[ChainEdit], expected: _Expected | None) -> Hashable | None:
         step = f"edit table {table}"
         try:
             # What could not be written as text shall not be written at all; and errors are told in the tool's words.
@@ -94,8 +92,10 @@ class LegacyFirewall:
             before = self._tables.info(table)
             # By the rule, a rule is deleted or nothing is, whatever evidence did not tell; but of equals the first one.
             by_rule = expected is not None and not self._has_equals.get(table, True)
-            if expected is not None and self.evidence(table) != expected[0]:
-                raise Moved(table)
+            if expected is not None and self.evidence(table) != expected.evidence:
+                # Somebody had the lock, perhaps for nothing that matters here; while it is ours nobody writes.
+                if self.read([table]).chains != expected.standing:
+                    raise Moved(table)
             try:
                 with LegacyTable(table) as copy:
                     for edit, line in zip(edits, lines, strict=True):
@@ -108,9 +108,17 @@ class LegacyFirewall:
                     raise Moved(table) from error  # unseen: the reading is to be taken anew before anybody is told
                 raise Refused(step, str(error), retryable=error.retryable) from error
             after = self._tables.info(table)
-            if expected is None or before is None or after is None or after.entries != before.entries + expected[1]:
+            if expected is None or before is None or after is None or after.entries != before.entries + expected.more:
                 return None
             return self.evidence(table)
+
+
+class _Expected(NamedTuple):
+    """What an edit was made for, and how many entries the table has more after it."""
+
+    evidence: Hashable
+    standing: Chains
+    more: int
 
 
 def _entries(standing: Chains, edits: Sequence[ChainEdit]) -> int:

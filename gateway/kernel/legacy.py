@@ -90,12 +90,10 @@ class LegacyFirewall:
             raise Refused(step, str(error), retryable=False) from error
         with self._lock.held(step, restore.LOCK_SECONDS):
             before = self._tables.info(table)
+            if expected is not None and not self._still(table, expected):
+                raise Moved(table)
             # By the rule, a rule is deleted or nothing is, whatever evidence did not tell; but of equals the first one.
             by_rule = expected is not None and not self._has_equals.get(table, True)
-            if expected is not None and self.evidence(table) != expected.evidence:
-                # Somebody had the lock, perhaps for nothing that matters here; while it is ours nobody writes.
-                if self.read([table]).chains != expected.standing:
-                    raise Moved(table)
             try:
                 with LegacyTable(table) as copy:
                     for edit, line in zip(edits, lines, strict=True):
@@ -111,6 +109,11 @@ class LegacyFirewall:
             if expected is None or before is None or after is None or after.entries != before.entries + expected.more:
                 return None
             return self.evidence(table)
+
+    def _still(self, table: str, expected: _Expected) -> bool:
+        """Whether the table is what an edit is for; the lock is held, so it stays that."""
+        # Others may have had the lock for nothing that matters here.
+        return self.evidence(table) == expected.evidence or self.read([table]).chains == expected.standing
 
 
 class _Expected(NamedTuple):

@@ -131,7 +131,9 @@ def detections(pair: Pair, interval: int, runs: int) -> None:
 
 def saturate(pair: Pair, seconds: int) -> None:
     wait_until(lambda: pair.both("Up"), "both are Up")
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    # As another container's processes: a session is a group of its own to the scheduler, as a container is.
+    burner = [sys.executable, "-c", "while True: pass"]
+    burners = [subprocess.Popen(burner, start_new_session=True) for _ in range(os.cpu_count() or 1)]
     try:
         time.sleep(1)
         before, end = pair.speaker.changes(), time.monotonic() + seconds
@@ -142,6 +144,8 @@ def saturate(pair: Pair, seconds: int) -> None:
         flaps = pair.speaker.changes() - before
         ran = seconds - max(0.0, end - time.monotonic())
         print(f"{len(burners)} busy processes, {ran:.0f} s at 3 x 50 ms: {flaps} changes of state", flush=True)
+        if flaps:
+            print(*[line for line in pair.speaker.log.read_text().splitlines() if " -> " in line][before:], sep="\n")
     finally:
         for burner in burners:
             burner.send_signal(signal.SIGKILL)

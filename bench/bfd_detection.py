@@ -132,7 +132,7 @@ def detections(pair: Pair, interval: int, runs: int) -> None:
 def saturate(pair: Pair, seconds: int) -> None:
     """Count changes of state; and tell whose packets were late at worst, for either side may be the cause."""
     wait_until(lambda: pair.both("Up"), "both are Up")
-    # As another container's processes: a session is a group of its own to the scheduler, as a container is.
+    # As another container's: like those of the speakers, their session is a group of its own to the scheduler.
     burner = [sys.executable, "-c", "while True: pass"]
     burners = [subprocess.Popen(burner, start_new_session=True) for _ in range(os.cpu_count() or 1)]
     tap = Tap(pair.speaker.netns, "va")

@@ -45,7 +45,12 @@ class FakeService:
     withheld: list[Future[Any]] = field(default_factory=list)
 
     def change(
-        self, edit: Callable[[GatewaySpec | None], GatewaySpec], *, by: str, announce: Collection[str] = ()
+        self,
+        edit: Callable[[GatewaySpec | None], GatewaySpec],
+        *,
+        by: str,
+        announce: Collection[str] = (),
+        dismiss: Collection[str] = (),
     ) -> Future[Any]:
         self.asked.append((by, tuple(announce)))
         future: Future[Any] = Future()

@@ -264,8 +264,8 @@ class _Tree:
         idle = self._default - {minor for places in self._places.values() for _, minor in places}
         furniture: set[Key] = {key for key, _ in self._links.values()}
         furniture |= {ClassKey(self._device, minor) for minor in idle}
-        for key in self._have.keys() - self._said.keys() - furniture:
-            if isinstance(key, ClassKey | FilterKey):
+        for key in self._have:  # in the kernel's order, so that a plan is the same every time
+            if isinstance(key, ClassKey | FilterKey) and key not in self._said and key not in furniture:
                 self._said[key] = None
         return self._said
 

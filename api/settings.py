@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from gateway.watcher.options import LogOptions
 from rules.desired import ArpPolicy
 
 IptablesChoice = Literal["auto", "legacy", "nft"]
+LogFormat = Literal["console", "json"]
 
 
 class BadSetting(ValueError):
@@ -27,11 +29,16 @@ class Settings:
     arp: ArpPolicy
     listen: str | None
     token_file: Path | None
+    log: LogFormat = "console"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Read NATGW_*; an empty value counts as absent. Raises BadSetting naming the variable."""
         token_file = environment.get("NATGW_TOKEN_FILE")
+        try:
+            LogOptions.of(environment)  # the flow watcher reads it for itself, and would have nobody to complain to
+        except ValueError as error:
+            raise BadSetting(str(error)) from error
         return cls(
             run_dir=Path(environment.get("NATGW_RUN_DIR") or "/run/natgw"),
             state_dir=Path(environment.get("NATGW_STATE_DIR") or "/var/lib/natgw"),
@@ -40,6 +47,7 @@ class Settings:
             arp=cast(ArpPolicy, _one_of(environment, "NATGW_ARP", get_args(ArpPolicy))),
             listen=environment.get("NATGW_LISTEN") or None,
             token_file=Path(token_file) if token_file else None,
+            log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),
         )
 
 

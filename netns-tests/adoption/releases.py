@@ -13,7 +13,7 @@ EIP .55   from 1.17 on: 80/tcp spread over A1, A2
 ========  =========================================  ==========================================
 
 Left out, because test kernels may lack act_police, cls_matchall and fq_codel: the policers of releases up to 1.15,
-limits of all of an interface's traffic, and the queues of classes. ``tests/test_rules_policers.py`` has the first.
+limits of all of an interface's traffic, and the queues of classes. ``tests/test_delta_policers.py`` has the first.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
         KernelFlows(),
         WatchedNft(KernelNft(generation), watch),
         WatchedShaper(shaper, watch),
-        memory=Memories(firewall, (links,)),
+        memory=Memories(firewall, (links, shaper)),
     )
     return kernel, watch
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from netns import Namespace, require, veth
 
-from gateway.kernel import link_reading
+from gateway.kernel import subscription
 from gateway.kernel.generation import Generation
 from gateway.kernel.legacy import LegacyFirewall
 from gateway.kernel.links import KernelLinks
@@ -257,7 +257,7 @@ def test_more_news_than_fits_is_a_reason_to_read_everything(
     def small(made: socket.socket) -> None:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
-    monkeypatch.setattr(link_reading, "receive_buffer", small)
+    monkeypatch.setattr(subscription, "receive_buffer", small)
     veth(namespace, "net1", namespace, "p-net1")
     links = KernelLinks()
     links.read()

@@ -38,14 +38,16 @@ from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.evidence import Events, evidence
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
+from gateway.kernel.restore import RestoreFirewall
 from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.variant import choose, iptables_version
-from gateway.ports import Firewall
+from gateway.ports import Firewall, Refused, Variant
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
 from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedNft, WatchedShaper
 from rules.desired import Facts
+from rules.inputguard import guard_chain
 from rules.spec import Interfaces
 
 log = logging.getLogger("natgw")
@@ -107,6 +109,27 @@ def _firewall(settings: Settings) -> Firewall:
     return NftVariantFirewall()
 
 
+def _firewall6(settings: Settings, variant: Variant) -> Firewall | None:
+    """The driver of IPv6's tables, where these shall hold something or hold something from an earlier run.
+
+    Asking for a legacy table loads it, and a loaded table stands in the way of every packet.
+    """
+    driver = RestoreFirewall(variant, 6)
+    if settings.input is not None:
+        if Path("/proc/net/if_inet6").exists():
+            return driver
+        log.info("IPv6 is off: NATGW_INPUT=protect is about IPv4 alone")
+        return None
+    loaded = Path("/proc/net/ip6_tables_names")  # of this network namespace
+    if variant == "legacy" and not (loaded.exists() and "mangle" in loaded.read_text().split()):
+        return None
+    try:
+        left = guard_chain(6)[0] in driver.read(("mangle",)).chains
+    except Refused:
+        return None  # no such tables: nothing is left in them
+    return driver if left else None
+
+
 def _interfaces(settings: Settings) -> Interfaces | None:
     """The names that ``init`` left in the env file, else those of the environment; None where neither has any.
 
@@ -133,11 +156,13 @@ async def _serve(settings: Settings) -> None:
             KernelFlows(),
             WatchedNft(KernelNft(), watch),
             WatchedShaper(KernelShaper(), watch),
+            firewall6=_firewall6(settings, firewall.variant),
+            tables6=("mangle",),
         ),
         announcer,
         Store(settings.state_dir),
         clock,
-        facts=Facts(settings.arp),
+        facts=Facts(settings.arp, input=settings.input),
         interfaces=_interfaces(settings),
         version=version("vpc-nat-gateway"),
         drift=Drift(clock, journal, settings.drift, watch),

@@ -55,8 +55,9 @@ class Kernel:
     """The table of share-type DNAT; this and what follows: where they matter."""
     shaper: Shaper | None = None
     firewall6: Firewall | None = None
-    """The same tables for IPv6."""
     tables: tuple[str, ...] = TABLES
+    tables6: tuple[str, ...] = ()
+    """Of ``firewall6``; empty: the same ones."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     chains = kernel.firewall.read(kernel.tables).chains
     if kernel.firewall6:
-        chains = {**chains, **kernel.firewall6.read(kernel.tables).chains}
+        chains = {**chains, **kernel.firewall6.read(kernel.tables6 or kernel.tables).chains}
     nft = kernel.nft.read() if kernel.nft else NftTable()
     tc = kernel.shaper.read() if kernel.shaper else {}
     return with_links(Actual(Ruleset(chains), nft=nft, tc=tc), kernel.links.read())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rules import nat, qos, share
+from rules.inputguard import InputPolicy
 from rules.keyed import Keyed
 from rules.nft import NftTable
 from rules.spec import Eip, GatewaySpec
@@ -25,12 +26,13 @@ class Facts:
 
     ``arp``: auto, or on (never touched). ``claimed``: addresses that do not bear our mark and yet go when their EIP
     goes: another program put them up for EIPs that we adopted. ``dismissed``: prefixes whose routes on the tenant's
-    side go, whoever made them, for a call has named them.
+    side go, whoever made them, for a call has named them. ``input``: what may be sent to the gateway itself; None: all.
     """
 
     arp: ArpPolicy = "auto"
     claimed: frozenset[AddressKey] = frozenset()
     dismissed: frozenset[str] = frozenset()
+    input: InputPolicy | None = None
 
 
 def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:

@@ -6,10 +6,13 @@ HAIRPIN_SNAT (a tenant that reaches another one by an EIP is seen as that EIP, s
 through the gateway). mangle: PREROUTING -> VPC_MARK marks what came from the tenant's side for HAIRPIN_SNAT;
 FORWARD -> ARP_GUARD keeps packets off the external interface while ARP is off there: the neighbour entry of
 the external gateway is then our own MAC, and a packet sent out would re-enter until its TTL ends.
+Where maps decide ahead of the chains (``rules.fastpath``), a packet that they did not know bears a mark here, and
+passes over DNAT_FILTER and SNAT_FILTER by way of MAPS_MISSED, which takes the mark off.
 """
 
 from __future__ import annotations
 
+from rules.maps import MISSED
 from rules.ruleset import (
     ChainRef,
     Conntrack,
@@ -17,6 +20,7 @@ from rules.ruleset import (
     DestinationPort,
     Dnat,
     Drop,
+    Goto,
     InInterface,
     Jump,
     Mark,
@@ -38,6 +42,7 @@ SNAT_FILTER = ChainRef("nat", "SNAT_FILTER")
 EXCLUSIVE_SNAT = ChainRef("nat", "EXCLUSIVE_SNAT")
 SHARED_SNAT = ChainRef("nat", "SHARED_SNAT")
 HAIRPIN_SNAT = ChainRef("nat", "HAIRPIN_SNAT")
+MAPS_MISSED = ChainRef("nat", "MAPS_MISSED")
 VPC_MARK = ChainRef("mangle", "VPC_MARK")
 ARP_GUARD = ChainRef("mangle", "ARP_GUARD")
 
@@ -49,14 +54,22 @@ HOOKS: tuple[tuple[ChainRef, Rule], ...] = (
 )
 
 
-def chains(spec: GatewaySpec, *, guard: bool) -> dict[ChainRef, Rules]:
-    """All our chains with their whole content; ``guard`` while nothing may leave by the external interface."""
+_PASS_OVER = Rule((Mark(MISSED, MISSED),), Goto(MAPS_MISSED.chain))
+
+
+def chains(spec: GatewaySpec, *, guard: bool, maps: bool = False) -> dict[ChainRef, Rules | None]:
+    """All our chains with their whole content (None: there is none).
+
+    ``guard`` while nothing may leave by the external interface; ``maps`` while maps decide ahead of the chains.
+    """
+    passed = (_PASS_OVER,) if maps else ()
     external = spec.interfaces.external
     return {
-        DNAT_FILTER: (Rule((), Jump("EXCLUSIVE_DNAT")), Rule((), Jump("SHARED_DNAT"))),
+        MAPS_MISSED: (Rule((), SetMark(0, MISSED)),) if maps else None,
+        DNAT_FILTER: (*passed, *(Rule((), Jump(c)) for c in ("EXCLUSIVE_DNAT", "SHARED_DNAT"))),
         EXCLUSIVE_DNAT: tuple(Rule((Destination(f"{f.eip}/32"),), Dnat(f.internal_ip)) for f in spec.fips),
         SHARED_DNAT: shared_dnat(spec),
-        SNAT_FILTER: tuple(Rule((), Jump(c)) for c in ("EXCLUSIVE_SNAT", "SHARED_SNAT", "HAIRPIN_SNAT")),
+        SNAT_FILTER: (*passed, *(Rule((), Jump(c)) for c in ("EXCLUSIVE_SNAT", "SHARED_SNAT", "HAIRPIN_SNAT"))),
         EXCLUSIVE_SNAT: tuple(Rule((Source(f"{f.internal_ip}/32"),), Snat(f.eip)) for f in spec.fips),
         SHARED_SNAT: shared_snat(spec),
         HAIRPIN_SNAT: hairpin_snat(spec),

@@ -11,14 +11,16 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
-from api.execverbs import Change, IptablesVersion, parse
+from api.execverbs import VERBS, Change, IptablesVersion, parse
 from api.execwire import BadRequest, Reply, Request, conflict, decode_request, failure, one_line, success
 from api.settings import interfaces_file
+from gateway import meters
 from gateway.ports import Refused
 from rules.appliance import OtherAppliance
 from rules.edit import Conflict, NotInitialized, edit_all
@@ -132,17 +134,20 @@ class ExecServer:
             async with asyncio.timeout(self._patience):
                 request = decode_request(await _read_all(reader))
         except TimeoutError:
-            return failure(f"the request did not end within {self._patience:g} s")
+            return _refused("timeout", f"the request did not end within {self._patience:g} s")
         except BadRequest as error:
-            return failure(str(error))
+            return _refused("malformed", str(error))
         user = _peer(writer)
         if user not in self._users:
-            return failure(f"user {user} may not change this gateway")
+            return _refused("user", f"user {user} may not change this gateway")
+        begun = time.monotonic()
         try:
-            return await self.handle(request)
+            reply = await self.handle(request)
         except Exception as error:
             log.exception("%s", " ".join(request.words))
-            return failure(f"internal error: {error!r}")
+            reply = failure(f"internal error: {error!r}")
+        meters.VERB_SECONDS.observe(time.monotonic() - begun, _verb(request.words), "failed" if reply.code else "ok")
+        return reply
 
     async def handle(self, request: Request) -> Reply:
         """Carry out one call."""
@@ -201,6 +206,17 @@ class ExecServer:
             new.replace(self._env_file)
         except OSError as error:
             log.warning("the interfaces cannot be kept: %s", error)
+
+
+def _refused(reason: str, message: str) -> Reply:
+    """The answer to a call that is not even looked into."""
+    meters.REFUSED_CONNECTIONS.add("exec", reason)
+    return failure(message)
+
+
+def _verb(words: Sequence[str]) -> str:
+    """The verb of a call, for its meter: those of lb-svc.sh are among nat-gateway.sh's."""
+    return next((word for word in words[:2] if word in VERBS), "unknown")
 
 
 def _peer(writer: asyncio.StreamWriter) -> int:

@@ -15,6 +15,8 @@ from api.http_guards import SizeLimit
 from api.http_items import add_items
 from api.http_models import PROBLEM_JSON
 from api.http_problems import install
+from api.http_traffic import add_traffic
+from api.traffic import TrafficReader
 from gateway.service import Service
 
 MAX_BODY_BYTES = 32 * 2**20  # some 250,000 objects
@@ -42,6 +44,7 @@ def build_app(service: Service, *, max_body: int = MAX_BODY_BYTES) -> FastAPI:
     add_items(app, service, commit)
     add_views(app, service)
     add_probes(app, service)
+    add_traffic(app, TrafficReader(lambda: service.spec))
     _say_problem_json(app)
     return app
 

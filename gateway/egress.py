@@ -37,7 +37,7 @@ def start(kernel: Kernel, links: EgressLinks, environment: Mapping[str, str]) ->
     def planned(actual: Actual) -> Plan:
         return delta(egress.desired(spec, ways, actual), actual)
 
-    return converge(kernel, planned)
+    return converge(kernel, planned).plan
 
 
 def _way(links: EgressLinks, family: Family, request: Request, vrf: str | None) -> Way:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
-from typing import Literal, Protocol
+from typing import Literal
 
-from gateway import transaction
-from gateway.arp.conflict import Conflict as Holder
+from gateway import meters, transaction
+from gateway.follow import Announcing, Followers
 from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
@@ -30,12 +29,11 @@ from gateway.status import (
     TransactionCounts,
 )
 from gateway.store import Store, Stored
-from gateway.transaction import Kernel
+from gateway.transaction import Done, Kernel
 from rules.advice import warnings
-from rules.appliance import OtherAppliance, Spec, adopt, is_stale, only, suspects
+from rules.appliance import OtherAppliance, Spec, adopt, only
 from rules.desired import Facts
 from rules.edit import Conflict, NotInitialized
-from rules.flows import FlowFilter
 from rules.loadbalancer import LoadBalancerSpec
 from rules.spec import GatewaySpec, Interfaces
 from rules.state import Actual, AddressKey, Plan
@@ -47,17 +45,7 @@ BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
 
 RETRY_SECONDS = 1.0
 
-
-class Announcing(Protocol):
-    """What the service asks of the ARP announcer (``gateway.arp.announcer.Announcer``)."""
-
-    def announce(self, interface: str, addresses: Iterable[IPv4Address]) -> int: ...
-
-    def withdraw(self, interface: str, addresses: Iterable[IPv4Address]) -> None: ...
-
-    def standing(self, interface: str) -> frozenset[IPv4Address]: ...
-
-    def conflicts(self) -> Mapping[str, tuple[Holder, ...]]: ...
+_ASKERS_DOING = (Conflict, NotInitialized, OtherAppliance)
 
 
 @dataclass(frozen=True)
@@ -80,6 +68,7 @@ class _Job:
     dry_run: bool
     announce: tuple[str, ...]
     future: Future[Outcome]
+    queued: float
 
 
 class Service:
@@ -99,6 +88,7 @@ class Service:
         self._kernel = kernel
         self._announcer = announcer
         self._store = store
+        self._followers = Followers(announcer, store, kernel.flows)
         self._clock = clock
         self._facts = facts
         self._interfaces = interfaces
@@ -109,14 +99,13 @@ class Service:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._look_queued = threading.Event()
+        self._told: list[Callable[[], None]] = []
         self._spec: Spec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
         self._counts = TransactionCounts()
         self._generation = 0
         self._unapplied = False  # the kernel is not known to equal the spec
-        self._unsaved = False
-        self._unflushed: list[Spec] = []
 
     # --- any thread ---------------------------------------------------------------------------------------
 
@@ -142,7 +131,7 @@ class Service:
 
     @property
     def actual(self) -> Actual:
-        """Links, addresses and routes (no chains) as the writer last read them."""
+        """The kernel as the writer last read it; before there is a spec, links, addresses and routes alone."""
         return self._actual
 
     @property
@@ -166,6 +155,10 @@ class Service:
         if not self._look_queued.is_set():
             self._look_queued.set()
             self._jobs.put("look")
+
+    def tell(self, changed: Callable[[], None]) -> None:
+        """Call ``changed``, in the writer's thread, after every change of the spec; it must not block or raise."""
+        self._told.append(changed)
 
     def close(self) -> None:
         """Finish what is queued and end the writer; what comes later is refused. The kernel goes on forwarding."""
@@ -194,7 +187,7 @@ class Service:
         if self._closed:
             future.set_exception(Refused("change", "the daemon is ending", retryable=True))
         else:
-            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future))
+            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future, self._clock.monotonic()))
         return future
 
     def status(self) -> Status:
@@ -232,12 +225,8 @@ class Service:
         )
 
     def _pending(self) -> list[str]:
-        waiting = {
-            "kernel does not equal the spec": self._unapplied,
-            "spec is not on disk": self._unsaved,
-            "stale connections are not deleted": bool(self._unflushed),
-        }
-        return [what for what, is_so in waiting.items() if is_so]
+        unapplied = ["kernel does not equal the spec"] if self._unapplied else []
+        return unapplied + self._followers.pending()
 
     # --- the writer thread --------------------------------------------------------------------------------
 
@@ -261,9 +250,13 @@ class Service:
         """Answer one job; whatever goes wrong is the asker's answer, never the writer's end."""
         if not job.future.set_running_or_notify_cancel():
             return
+        begun = self._clock.monotonic()
+        meters.WRITER_WAIT_SECONDS.observe(begun - job.queued)
         try:
             outcome = self._transact(job)
         except BaseException as error:  # noqa: BLE001 -- handed to the asker, who raises it
+            rejected = isinstance(error, _ASKERS_DOING)
+            meters.TRANSACTION_SECONDS.observe(self._clock.monotonic() - begun, "rejected" if rejected else "failed")
             self._failed(job.by, error)
             job.future.set_exception(error)
         else:
@@ -276,87 +269,32 @@ class Service:
         if job.dry_run:
             actual = transaction.read(self._kernel)
             return Outcome(new, transaction.plan(new, self._facts, actual))
-        plan = transaction.apply(self._kernel, new, self._facts)
+        done = transaction.apply(self._kernel, new, self._facts)
+        plan = done.plan
         self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
-        announced = self._committed(old, new, plan, job.announce)
-        flows = self._flush()
+        announced = self._committed(old, new, done, job.announce)
+        flows = self._followers.flush(new)
         seconds = self._clock.monotonic() - begun
+        meters.TRANSACTION_SECONDS.observe(seconds, "committed" if plan or new != old else "unchanged")
         if plan or new != old:
             log.info("%s: %d steps, %d flows ended, %.1f ms", job.by, len(plan.steps), flows, seconds * 1000)
         return Outcome(new, plan, flows, announced, seconds)
 
-    def _committed(self, old: Spec | None, new: Spec, plan: Plan, asked: tuple[str, ...]) -> tuple[str, ...]:
+    def _committed(self, old: Spec | None, new: Spec, done: Done, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Book a change that stands in the kernel: spec, announcements, disk."""
         self._unapplied = False
-        if plan or new != old:
+        self._actual = done.actual
+        if done.plan or new != old:
             self._generation += 1
+        meters.TRANSACTION_STEPS.add(amount=len(done.plan.steps))
         if new != old:
             self._spec = new
-            self._unflushed.append(old or type(new)())
-            self._unsaved = True
-        if plan or not self._actual.links:
-            self._look()
-        announced = self._announce(old, asked)
-        self._save()
+            self._followers.changed(old, new)
+            for told in self._told:
+                told()
+        announced = self._followers.announce(old, new, done.actual, asked)
+        self._followers.save(Stored(new, self._facts.claimed))
         return announced
-
-    def _look(self) -> None:
-        links = self._kernel.links.read()
-        self._actual = Actual(links=links.links, addresses=links.addresses, routes=links.routes)
-
-    def _announce(self, old: Spec | None, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Announce what is new on the external interface, and what was asked for; forget what is gone."""
-        if self._spec is None:
-            return ()
-        external = self._spec.interfaces.external
-        link = self._actual.links.get(external)
-        held = {
-            IPv4Address(key.address.partition("/")[0]) for key in self._actual.addresses if key.interface == external
-        }
-        standing = self._announcer.standing(external)
-        if old is not None and old.interfaces.external != external:
-            self._announcer.withdraw(old.interfaces.external, self._announcer.standing(old.interfaces.external))
-        self._announcer.withdraw(external, standing - held)
-        if link is None or not link.arp:
-            self._announcer.withdraw(external, standing)
-            return ()
-        due = (held - standing) | (held & {IPv4Address(a) for a in asked})
-        if due:
-            self._announcer.announce(external, sorted(due))
-        return tuple(str(a) for a in sorted(due))
-
-    def _save(self) -> None:
-        if not self._unsaved or self._spec is None:
-            return
-        try:
-            self._store.save(Stored(self._spec, self._facts.claimed))
-        except OSError as error:
-            log.error("the spec cannot be stored: %s; after a restart it will be read from the kernel", error)
-            self._discard_stored()
-        else:
-            self._unsaved = False
-
-    def _discard_stored(self) -> None:
-        try:
-            self._store.forget()
-        except OSError as error:
-            log.error("the outdated stored spec cannot be removed: %s", error)
-
-    def _flush(self) -> int:
-        """Delete the connections that changes since the last success made stale."""
-        if self._spec is None or not self._unflushed:
-            return 0
-        new = self._spec
-        filters: list[FlowFilter] = [f for old in self._unflushed for f in suspects(old, new)]
-        try:
-            found = self._kernel.flows.matching(dict.fromkeys(filters)) if filters else ()
-            stale = [flow for flow in found if any(is_stale(flow, old, new) for old in self._unflushed)]
-            deleted = self._kernel.flows.delete(stale)
-        except Refused as error:
-            log.error("stale connections stay for now: %s", error)
-            return 0
-        self._unflushed.clear()
-        return deleted
 
     def _recover(self, recovered: Future[Outcome | None]) -> None:
         """Make the last stored spec stand again or, without one, adopt what the kernel's own rules say."""
@@ -364,7 +302,8 @@ class Service:
             stored = self._store.load()
             if stored is None:
                 stored = self._adopt()
-                self._unsaved = stored is not None
+                if stored is not None:
+                    self._followers.unsaved()
             if stored is not None:
                 self._spec = stored.spec
                 self._facts = replace(self._facts, claimed=stored.claimed)
@@ -392,12 +331,12 @@ class Service:
         if self._spec is None:
             raise RuntimeError("nothing to restore")
         self._unapplied = True
-        plan = transaction.apply(self._kernel, self._spec, self._facts)
-        announced = self._committed(self._spec, self._spec, plan, ())
-        if plan:
+        done = transaction.apply(self._kernel, self._spec, self._facts)
+        announced = self._committed(self._spec, self._spec, done, ())
+        if done.plan:
             self._counts = self._counts.one_more("committed")
-            log.info("restored what was missing: %d steps", len(plan.steps))
-        return Outcome(self._spec, plan, 0, announced)
+            log.info("restored what was missing: %d steps", len(done.plan.steps))
+        return Outcome(self._spec, done.plan, 0, announced)
 
     def _catch_up(self) -> None:
         """Look at the links again, restore what went with them, and try again what is outstanding.
@@ -405,18 +344,19 @@ class Service:
         Nobody waits for an answer here, so whatever goes wrong is told in log and status, and tried again.
         """
         try:
-            self._look()
-            if self._spec is not None:
+            if self._spec is None:
+                self._actual = transaction.with_links(Actual(), self._kernel.links.read())
+            else:
                 self._restore()  # which also saves what is not on disk
-            self._flush()
+                self._followers.flush(self._spec)
         except Exception as error:
             if not isinstance(error, Refused):
                 log.exception("catching up failed")
             self._failed("retry", error)
 
     def _failed(self, by: str, error: BaseException) -> None:
-        if isinstance(error, Conflict | NotInitialized | OtherAppliance):
-            return  # the asker's own doing
+        if isinstance(error, _ASKERS_DOING):
+            return
         retryable = not isinstance(error, Refused) or error.retryable
         if isinstance(error, transaction.NotReverted):
             self._unapplied = self._spec is not None

@@ -59,6 +59,14 @@ class Kernel:
     tables: tuple[str, ...] = TABLES
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a transaction did (an empty plan if nothing was to do), and the kernel as it was read at its end."""
+
+    plan: Plan
+    actual: Actual
+
+
 def read(kernel: Kernel) -> Actual:
     """One reading of everything that a spec can be about."""
     chains = kernel.firewall.read(kernel.tables).chains
@@ -66,10 +74,11 @@ def read(kernel: Kernel) -> Actual:
         chains = {**chains, **kernel.firewall6.read(kernel.tables).chains}
     nft = kernel.nft.read() if kernel.nft else NftTable()
     tc = kernel.shaper.read() if kernel.shaper else {}
-    return _with_links(Actual(Ruleset(chains), nft=nft, tc=tc), kernel.links.read())
+    return with_links(Actual(Ruleset(chains), nft=nft, tc=tc), kernel.links.read())
 
 
-def _with_links(actual: Actual, read: LinksReading) -> Actual:
+def with_links(actual: Actual, read: LinksReading) -> Actual:
+    """The reading with its links, addresses and routes replaced."""
     return replace(
         actual,
         links=read.links,
@@ -93,39 +102,39 @@ def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
         raise Refused("bandwidth limits", str(error), retryable=False) from error
 
 
-def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Plan:
-    """Make the kernel equal ``spec``; returns what was done (empty if nothing was to do).
+def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Done:
+    """Make the kernel equal ``spec``.
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
     return converge(kernel, lambda actual: plan(spec, facts, actual))
 
 
-def converge(kernel: Kernel, planned: Callable[[Actual], Plan]) -> Plan:
-    """Carry out what ``planned`` says of the kernel's state until it says nothing; returns what was done.
+def converge(kernel: Kernel, planned: Callable[[Actual], Plan]) -> Done:
+    """Carry out what ``planned`` says of the kernel's state until it says nothing.
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
     before = read(kernel)
     done = planned(before)
     try:
-        _converge(kernel, planned, before, done)
+        return Done(done, _converge(kernel, planned, before, done))
     except Exception as error:
         _revert(kernel, done, before, error)
         raise
-    return done
 
 
-def _converge(kernel: Kernel, planned: Callable[[Actual], Plan], before: Actual, first: Plan) -> None:
+def _converge(kernel: Kernel, planned: Callable[[Actual], Plan], before: Actual, first: Plan) -> Actual:
     left, actual = first, before
     for _ in range(PASSES):
         if not left:
-            return
+            break
         _commit(kernel, left)
         actual = _reread(kernel, left, actual)
         left = planned(actual)
     if left:
         raise Unverified(left)
+    return actual
 
 
 def _revert(kernel: Kernel, done: Plan, before: Actual, cause: Exception) -> None:
@@ -199,4 +208,4 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
     read = replace(actual, ruleset=Ruleset(chains), nft=nft, tc=tc)
     if not touches_links(touched):
         return read
-    return _with_links(read, kernel.links.read())
+    return with_links(read, kernel.links.read())

@@ -1,4 +1,8 @@
-"""No flap at 3 x 50 ms while other processes want every core."""
+"""No flap at 3 x 50 ms while other processes want every core.
+
+What the machine itself holds up is not the speaker's doing: a bare timer runs beside it, and a minute in which even
+that woke too late for anybody to have kept the session says nothing and is measured again.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +20,20 @@ from ovn import SUPERVISOR, wait_until
 pytestmark = pytest.mark.alone
 
 SECONDS = 60
+MINUTES = 3
+# Later than this, and a packet sent every 50 ms misses a detection time of 150 ms.
+HELD_UP_SECONDS = 0.1
+# Wakes every 50 ms as a speaker does; says at its end by how many seconds it was late at worst.
+TIMER = """
+import sys, time
+due, worst = time.monotonic(), 0.0
+end = due + float(sys.argv[1])
+while due < end:
+    due = max(due, time.monotonic()) + 0.05
+    time.sleep(max(0.0, due - time.monotonic()))
+    worst = max(worst, time.monotonic() - due)
+print(worst)
+"""
 ADDRESSES = ("10.90.0.1", "10.90.0.2")
 
 
@@ -32,7 +49,14 @@ def burners() -> Iterator[None]:
         process.wait(10)
 
 
-@pytest.mark.timeout(SECONDS + 60)
+def lateness() -> float:
+    """By how many seconds two bare timers were late at worst, within ``SECONDS``."""
+    argv = [sys.executable, "-I", "-S", "-c", TIMER, str(SECONDS)]
+    timers = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in ADDRESSES]
+    return max(float(timer.communicate(timeout=SECONDS + 30)[0]) for timer in timers)
+
+
+@pytest.mark.timeout(MINUTES * SECONDS + 120)
 def test_sessions_stay_up_beside_busy_cores(make_netns: Callable[[], Namespace], tmp_path: Path, burners: None) -> None:
     require("ip")
     ends = (make_netns(), make_netns())
@@ -65,9 +89,16 @@ def test_sessions_stay_up_beside_busy_cores(make_netns: Callable[[], Namespace],
             )
 
         wait_until(ready, "both sessions are Up")
-        before = [log.read_text().count(" -> ") for log in logs]
-        time.sleep(SECONDS)
-        assert [log.read_text().count(" -> ") for log in logs] == before, "\n".join(log.read_text() for log in logs)
+        for _ in range(MINUTES):
+            before = [log.read_text().count(" -> ") for log in logs]
+            held_up = lateness()
+            if [log.read_text().count(" -> ") for log in logs] == before:
+                break
+            told = "\n".join(log.read_text() for log in logs)
+            assert held_up > HELD_UP_SECONDS, f"the machine was late by {held_up:.3f} s at worst\n{told}"
+            wait_until(ready, "both sessions are Up again")
+        else:
+            pytest.fail(f"in none of {MINUTES} minutes did this machine wake a bare timer in time")
         assert ready()
     finally:
         for speaker in speakers:

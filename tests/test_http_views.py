@@ -108,7 +108,15 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
         "/v1/qos/interfaces/{interface}/{direction}/{priority}/{side}/{addr}/{len}": item,
         **{
             path: {"get"}
-            for path in ("/v1/status", "/v1/load-balancer", "/v1/ruleset", "/v1/explain", "/healthz", "/readyz")
+            for path in (
+                "/v1/status",
+                "/v1/load-balancer",
+                "/v1/ruleset",
+                "/v1/explain",
+                "/v1/traffic",
+                "/healthz",
+                "/readyz",
+            )
         },
     }
 

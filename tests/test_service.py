@@ -14,6 +14,7 @@ from rules import commands as c
 from rules.edit import Conflict, NotInitialized, edit_all
 from rules.flows import Flow
 from rules.nat import SHARED_DNAT
+from rules.qos_commands import EipEgressQosAdd
 from rules.spec import GatewaySpec
 from rules.state import AddressKey, RouteKey
 from tests.gateway_kit import Gateway, example, gateway
@@ -74,6 +75,12 @@ def test_the_first_eip_announces_every_address_of_the_interface(pod: Gateway) ->
     assert pod.announcer.announced == []
     assert run(pod.service, EIP).announced == ("192.168.0.10", "192.168.0.11")
     assert run(pod.service, c.EipAdd(address="192.168.0.12/24")).announced == ("192.168.0.12",)
+
+
+def test_a_limit_before_init_announces_nothing(pod: Gateway) -> None:
+    limit = EipEgressQosAdd(eip="192.168.0.10", rate_max="10", burst_max="1")
+    assert run(pod.service, limit).announced == ()
+    assert pod.announcer.announced == []
 
 
 def test_a_repeated_eip_is_announced_when_asked_and_withdrawn_when_gone(pod: Gateway) -> None:

@@ -38,9 +38,9 @@ class FailAt:
 
 def test_apply_makes_the_kernel_as_wanted_and_the_second_apply_is_empty() -> None:
     kernel = FakeKernel.gateway_pod()
-    assert transaction.apply(ports(kernel), example(), AUTO)
+    assert transaction.apply(ports(kernel), example(), AUTO).plan
     writes = kernel.writes
-    assert not transaction.apply(ports(kernel), example(), AUTO)
+    assert not transaction.apply(ports(kernel), example(), AUTO).plan
     assert kernel.writes == writes
     assert kernel.addresses[AddressKey("net1", "192.168.0.10/24")]
     assert kernel.routes[RouteKey("0.0.0.0/0")] == RouteEntry("net1", "192.168.0.1", onlink=True)
@@ -188,6 +188,6 @@ def test_a_rule_inserted_into_our_chain_is_taken_out_again() -> None:
     kernel = FakeKernel.gateway_pod()
     transaction.apply(ports(kernel), example(), AUTO)
     kernel.chains[EXCLUSIVE_DNAT] = ()
-    plan = transaction.apply(ports(kernel), example(), AUTO)
+    plan = transaction.apply(ports(kernel), example(), AUTO).plan
     assert len(plan.steps) == 1
     assert len(kernel.chains[EXCLUSIVE_DNAT]) == 1

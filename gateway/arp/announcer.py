@@ -20,6 +20,7 @@ from ipaddress import IPv4Address
 from threading import Lock
 from typing import Protocol
 
+from gateway import meters
 from gateway.arp import link as links
 from gateway.arp.conflict import Conflict
 from gateway.arp.link import Link, LinksLost, Monitor
@@ -192,6 +193,7 @@ class Announcer:
                 # Reported once by the kernel (the link went down); the link message decides what follows.
                 log.debug("listening for ARP on %s: %s", port.interface, error.strerror)
         for conflict in conflicts:
+            meters.CONFLICTS.add(port.interface)
             seen = f"{conflict.count} times" if conflict.count > 1 else "once"
             log.warning("%s on %s is also held by %s, seen %s", conflict.address, port.interface, conflict.mac, seen)
             if self._on_conflict is not None:
@@ -244,6 +246,8 @@ class Announcer:
                 self._link_is(port, None)
         self.sent += sent
         self.failed += len(frames) - sent
+        meters.ANNOUNCEMENTS.add(port.interface, "sent", amount=sent)
+        meters.ANNOUNCEMENTS.add(port.interface, "failed", amount=len(frames) - sent)
         return sent
 
     def _listen(self, port: _Port) -> None:

@@ -1,0 +1,113 @@
+"""What follows a committed change: announcing, storing, ending stale connections.
+
+The change stands already, so nothing here undoes it: what fails is kept, named by ``pending`` (readiness is false
+meanwhile) and tried again. All of it runs in the writer's thread but ``pending``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from gateway import meters
+from gateway.arp.conflict import Conflict
+from gateway.ports import Flows, Refused
+from gateway.store import Store, Stored
+from rules.appliance import Spec, is_stale, suspects
+from rules.flows import FlowFilter
+from rules.state import Actual
+
+log = logging.getLogger(__name__)
+
+
+class Announcing(Protocol):
+    """What is asked of the ARP announcer (``gateway.arp.announcer.Announcer``)."""
+
+    def announce(self, interface: str, addresses: Iterable[IPv4Address]) -> int: ...
+
+    def withdraw(self, interface: str, addresses: Iterable[IPv4Address]) -> None: ...
+
+    def standing(self, interface: str) -> frozenset[IPv4Address]: ...
+
+    def conflicts(self) -> Mapping[str, tuple[Conflict, ...]]: ...
+
+
+class Followers:
+    """The announcer, the store and the connection tracking table, and what each of them is still owed."""
+
+    def __init__(self, announcer: Announcing, store: Store, flows: Flows) -> None:
+        self._announcer = announcer
+        self._store = store
+        self._flows = flows
+        self._unsaved = False
+        self._unflushed: list[Spec] = []
+
+    def pending(self) -> list[str]:
+        """What is outstanding, in words; any thread."""
+        waiting = {
+            "spec is not on disk": self._unsaved,
+            "stale connections are not deleted": bool(self._unflushed),
+        }
+        return [what for what, is_so in waiting.items() if is_so]
+
+    def changed(self, old: Spec | None, new: Spec) -> None:
+        """Owe what a change from ``old`` to ``new`` brings: a file, and connections that no longer fit."""
+        self._unflushed.append(old or type(new)())
+        self._unsaved = True
+
+    def unsaved(self) -> None:
+        """Owe the file alone: the spec was not read from it."""
+        self._unsaved = True
+
+    def announce(self, old: Spec | None, spec: Spec, actual: Actual, asked: Collection[str]) -> tuple[str, ...]:
+        """Announce what is new on the external interface, and what was asked for; forget what is gone."""
+        if not spec.initialized:
+            return ()  # limits alone make no address ours
+        external = spec.interfaces.external
+        link = actual.links.get(external)
+        held = {IPv4Address(key.address.partition("/")[0]) for key in actual.addresses if key.interface == external}
+        standing = self._announcer.standing(external)
+        if old is not None and old.interfaces.external != external:
+            self._announcer.withdraw(old.interfaces.external, self._announcer.standing(old.interfaces.external))
+        self._announcer.withdraw(external, standing - held)
+        if link is None or not link.arp:
+            self._announcer.withdraw(external, standing)
+            return ()
+        due = (held - standing) | (held & {IPv4Address(a) for a in asked})
+        if due:
+            self._announcer.announce(external, sorted(due))
+        return tuple(str(a) for a in sorted(due))
+
+    def save(self, stored: Stored) -> None:
+        """Store what stands, if that is owed."""
+        if not self._unsaved:
+            return
+        try:
+            self._store.save(stored)
+        except OSError as error:
+            log.error("the spec cannot be stored: %s; after a restart it will be read from the kernel", error)
+            self._discard_stored()
+        else:
+            self._unsaved = False
+
+    def _discard_stored(self) -> None:
+        try:
+            self._store.forget()
+        except OSError as error:
+            log.error("the outdated stored spec cannot be removed: %s", error)
+
+    def flush(self, new: Spec) -> int:
+        """Delete the connections that changes since the last success made stale; returns how many went."""
+        filters: list[FlowFilter] = [f for old in self._unflushed for f in suspects(old, new)]
+        try:
+            found = self._flows.matching(dict.fromkeys(filters)) if filters else ()
+            stale = [flow for flow in found if any(is_stale(flow, old, new) for old in self._unflushed)]
+            deleted = self._flows.delete(stale)
+            meters.STALE_FLOWS.add(amount=deleted)
+        except Refused as error:
+            log.error("stale connections stay for now: %s", error)
+            return 0
+        self._unflushed.clear()
+        return deleted

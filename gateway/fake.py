@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
-from gateway.ports import Hop, LinksReading, Refused, Variant
-from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, switched
+from gateway.ports import Hop, LinksReading, MapsReading, Refused, Variant
+from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, apply_map_edits, switched
 from rules.flows import Flow, FlowFilter
+from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import BUILTIN, FAMILIES, ChainEdit, ChainRef, Family, Rules, Ruleset
 from rules.state import (
@@ -61,6 +62,9 @@ class FakeKernel:
     """Kinds of devices that this kernel was built without."""
     conntrack: list[Flow] = field(default_factory=list)
     nft: NftTable = field(default_factory=NftTable)
+    maps: MapTable = field(default_factory=MapTable)
+    no_maps: str = ""
+    """Why this kernel can have no maps ahead of the chains."""
     tc: Objects = field(default_factory=dict)
     faults: Fault | None = None
     writes: int = 0
@@ -241,6 +245,24 @@ class FakeNft:
         self.kernel.step(step)
         try:
             self.kernel.nft = apply_commands(self.kernel.nft, commands)
+        except Rejected as error:
+            raise Refused(step, str(error), retryable=False) from error
+
+
+@dataclass
+class FakeMaps:
+    """``Maps`` over a FakeKernel."""
+
+    kernel: FakeKernel
+
+    def read(self) -> MapsReading:
+        return MapsReading(self.kernel.maps, self.kernel.no_maps)
+
+    def commit(self, edits: Sequence[MapEdit]) -> None:
+        step = "edit table ip natgw"
+        self.kernel.step(step)
+        try:
+            self.kernel.maps = apply_map_edits(self.kernel.maps, edits)
         except Rejected as error:
             raise Refused(step, str(error), retryable=False) from error
 

@@ -94,7 +94,7 @@ def apply(plan: Plan, actual: Actual) -> Actual:
     return reduce(apply_step, plan.steps, actual)
 
 
-def apply_step(actual: Actual, step: Step) -> Actual:
+def apply_step(actual: Actual, step: Step) -> Actual:  # noqa: PLR0911 -- one a step
     """The state after one step: one table's edits, all or none, or one change of a link."""
     match step:
         case EditTable(table, edits, family):

@@ -169,7 +169,7 @@ def parse_rule(text: str) -> AnyRule:
     return Rule(tuple(matches), target)
 
 
-def _parse_target(groups: list[str]) -> Target | None:  # noqa: PLR0911 -- one a target
+def _parse_target(groups: list[str]) -> Target | None:
     """The groups of the target's part of the pattern; None where it is no target of ours."""
     goto, dnat, port, snat, random_fully, xmark, mask, masquerade, name = groups
     if goto:

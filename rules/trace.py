@@ -1,9 +1,9 @@
 """One packet's walk through a ruleset: what each rule does to it, and what becomes of it.
 
 The walk is that of the first packet of a connection which arrives on an interface (IPv4): mangle PREROUTING, the
-table of share-type DNAT, our maps and, if neither decides, nat PREROUTING; routing; then mangle INPUT and nat INPUT for
-what is ours, else mangle FORWARD, mangle POSTROUTING, our maps and nat POSTROUTING. The filter table is not looked at. Tests
-assert packets' fates by it; ``natgw explain`` prints it.
+table of share-type DNAT, our maps and, if neither decides, nat PREROUTING; routing; then mangle INPUT and nat INPUT
+for what is ours, else mangle FORWARD, mangle POSTROUTING, our maps and nat POSTROUTING. The filter table is not looked
+at. Tests assert packets' fates by it; ``natgw explain`` prints it.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ P = TypeVar("P", bound=Part)
 
 # Repeatable everywhere, and quick on a small machine.
 quick = settings(max_examples=60, deadline=None, derandomize=True)
+thorough = settings(quick, max_examples=200)
 
 EXTERNAL = [f"192.168.0.{n}" for n in range(20, 26)]
 INTERNAL = [f"10.0.{subnet}.{host}" for subnet in (1, 2) for host in (5, 6, 200)]

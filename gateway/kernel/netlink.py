@@ -28,6 +28,7 @@ _NLM_F_DUMP_INTR = 0x10
 _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
+_SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h: both architectures of the image
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
@@ -39,6 +40,7 @@ _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _TYPE_MASK = 0x3FFF  # the upper bits say "nested" and "network byte order"
 _DATAGRAM = 1 << 18
 _RECEIVE_BUFFER = 1 << 22
+_SEND_BUFFER = 1 << 18
 _BATCH = 128  # as many acknowledgements as surely fit the receive buffer, even where it may not be enlarged
 _TIMEOUT = 10.0  # seconds; the kernel answers within the call, this only bounds a wait for an answer that was lost
 _DUMP_TRIES = 5
@@ -104,6 +106,30 @@ class Netlink:
                     if kind == _NLMSG_ERROR and first <= sequence <= self._sequence:
                         answers[sequence] = _error(flags, said)
         return [answers[first + i] for i in range(len(messages))]
+
+    def transact(self, messages: Sequence[Message]) -> None:
+        """Send messages that the kernel takes as one transaction (nfnetlink): the first begins it, the last ends it.
+
+        Raises OSError with the kernel's errno if it refuses any of them; nothing has changed then.
+        """
+        *before, last, end = messages
+        first = self._sequence + 1
+        datagram = b"".join([*(self._encoded(message, 0) for message in before), self._encoded(last, NLM_F_ACK)])
+        final = self._sequence
+        datagram += self._encoded(end, 0)
+        refusal: NetlinkError | None = None
+        with self._conversation() as talk:
+            _try_option(talk, socket.SOL_SOCKET, _SO_SNDBUFFORCE, max(len(datagram), _SEND_BUFFER))
+            talk.send(datagram)
+            answered = 0
+            # A refusal of the beginning is of all; else the answer to the last message comes last.
+            while answered not in (first, final):
+                for kind, flags, sequence, said in _messages(talk.recv(_DATAGRAM)):
+                    if kind == _NLMSG_ERROR and first <= sequence <= final:
+                        answered = sequence
+                        refusal = refusal or _error(flags, said)
+        if refusal is not None:
+            raise OSError(refusal.code, refusal.words)
 
     def get(self, message: Message) -> memoryview | None:
         """The body of the one object that is asked for; raises OSError with the kernel's errno if it refuses."""

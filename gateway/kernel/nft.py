@@ -1,17 +1,17 @@
 """The nftables table of share-type DNAT, through nft: a script is one transaction, a listing is JSON.
 
-nft is started only where it has something to say: the kernel counts the transactions on its nftables, and as
-long as that number is the one of the last reading, so is the answer. Asking for it takes 0.05 ms, a listing 5.
+nft is started only where it has something to say: as long as nobody else has written to nf_tables
+(``gateway.kernel.generation``) the last reading holds. Asking for that takes 0.05 ms, a listing 5.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
 import socket
 from collections.abc import Sequence
 
+from gateway.kernel.generation import NETLINK_NETFILTER, NFTABLES, Generation
 from gateway.kernel.netlink import Message, Netlink, attributes, text
 from gateway.kernel.tool import run
 from gateway.ports import Refused
@@ -19,16 +19,11 @@ from rules.nft import MAP, TABLE, NftCommand, NftTable, parse, script
 
 log = logging.getLogger(__name__)
 
-_NETLINK_NETFILTER = 12
-_NFNL_SUBSYS_NFTABLES = 10 << 8
-_GETTABLE = _NFNL_SUBSYS_NFTABLES | 1
-_GETGEN = _NFNL_SUBSYS_NFTABLES | 16
+_GETTABLE = NFTABLES | 1
 _NFTA_TABLE_NAME = 1
-_NFTA_GEN_ID = 1
 _NFGENMSG = bytes((socket.AF_INET, 0, 0, 0))  # family, version, resource id
-# What a kernel without nftables answers to a question about them, and one without netfilter's sockets at all.
-_NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT)
 _TRIES = 5
+_OUTDATED = -1  # no epoch
 _LIST_ALL = ["nft", "-j", "list", "table", "ip", TABLE]
 _LIST_TABLE = ["nft", "-j", "--terse", "list", "table", "ip", TABLE]
 _LIST_MAP = ["nft", "-j", "list", "map", "ip", TABLE, MAP]
@@ -40,49 +35,36 @@ _PASSING = ("Cannot allocate memory", "Resource temporarily unavailable", "Inter
 class KernelNft:
     """``gateway.ports.Nft`` in the network namespace of the thread that first uses it."""
 
-    def __init__(self) -> None:
-        self._netlink = Netlink(_NETLINK_NETFILTER)
-        self._absent = False
+    def __init__(self, generation: Generation | None = None) -> None:
+        self._netlink = Netlink(NETLINK_NETFILTER)
+        self._generation = generation or Generation()
         self._read: tuple[int, NftTable] | None = None
 
     def read(self) -> NftTable:
         """The table; empty where there is none, or nothing that could list it."""
         for _ in range(_TRIES):
-            generation = self._generation()
-            if generation is None:
+            epoch = self._generation.epoch()
+            if epoch is None:
                 return NftTable()
-            if self._read is not None and self._read[0] == generation:
+            if self._read is not None and self._read[0] == epoch:
                 return self._read[1]
             # A listing that somebody's transaction fell into is one of neither state; the next turn notices.
-            self._read = (generation, self._list())
+            self._read = (epoch, self._list())
         raise Refused(_LIST_TABLE_TEXT, "the kernel's nftables never stood still", retryable=True)
 
     def commit(self, commands: Sequence[NftCommand]) -> None:
         """Carry the commands out as one transaction; raises Refused, and nothing has changed then."""
-        self._absent = False
         try:
             commanded = script(commands)
         except ValueError as error:
             raise Refused(_STEP, str(error), retryable=False) from error
-        ended = run(["nft", "-f", "-"], stdin=commanded)
+        with self._generation.ours():
+            ended = run(["nft", "-f", "-"], stdin=commanded)
+        if self._read is not None:
+            self._read = (_OUTDATED, self._read[1])
         if ended.code:
             reason = _words(ended.stderr) or f"exit code {ended.code}"
             raise Refused(_STEP, reason, retryable=any(word in reason for word in _PASSING))
-
-    def _generation(self) -> int | None:
-        """The number of the last transaction on nftables; None where the kernel has none."""
-        if self._absent:  # asking again would have the kernel look for its module again
-            return None
-        try:
-            (answer,) = self._netlink.ask(Message(_GETGEN, 0, _NFGENMSG))
-        except OSError as error:
-            if error.errno not in _NO_NFTABLES:
-                raise Refused(
-                    "ask for the nftables generation", error.strerror or str(error), retryable=True
-                ) from error
-            self._absent = True
-            return None
-        return int.from_bytes(attributes(answer, len(_NFGENMSG))[_NFTA_GEN_ID], "big")
 
     def _list(self) -> NftTable:
         if not self._stands():

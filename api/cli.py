@@ -6,14 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
 
-from api.client import Answer, Client, Failed, NotRunning
-
-FAILED, CHANGES, NOT_RUNNING = 1, 2, 3
+from api import operate
+from api.cliparts import CHANGES, FAILED, AsJson, ask, print_json, request, stop
 
 CODES = """
 Exit codes: 0 done; 1 failed, with the reason on stderr; 2 wrong usage, and from `plan` that there is something to
@@ -35,7 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the HTTP face says it.")]
 File = Annotated[
     str, typer.Option("--file", "-f", metavar="FILE", help="The desired state, JSON or YAML; - is standard input.")
 ]
@@ -98,9 +96,9 @@ def serve(context: typer.Context) -> None:
 @app.command()
 def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Say how the gateway is: readiness, interfaces, ARP, counts, address conflicts, the last error."""
-    said = _ask(context, "GET", "/v1/status")
+    said = ask(context, "GET", "/v1/status")
     if as_json:
-        _print_json(said)
+        print_json(said)
     else:
         from api import show  # noqa: PLC0415 -- rich is not needed for JSON
 
@@ -118,9 +116,9 @@ def export(
     """
     if output not in ("json", "yaml"):
         raise typer.BadParameter(f"{output} is neither json nor yaml", param_hint="--output")
-    said = _ask(context, "GET", "/v1/gateway")
+    said = ask(context, "GET", "/v1/gateway")
     if output == "json":
-        _print_json(said)
+        print_json(said)
         return
     import yaml  # noqa: PLC0415 -- not needed for JSON
 
@@ -133,9 +131,9 @@ def apply(context: typer.Context, file: File, as_json: AsJson = False) -> None:
 
     Example: natgw apply -f gateway.yaml
     """
-    said = _ask(context, "PUT", "/v1/gateway", _read_state(file))
+    said = ask(context, "PUT", "/v1/gateway", _read_state(file))
     if as_json:
-        _print_json(said)
+        print_json(said)
     else:
         from api import show  # noqa: PLC0415 -- rich is not needed for JSON
 
@@ -150,9 +148,9 @@ def plan(context: typer.Context, file: File, as_json: AsJson = False) -> None:
 
     Example: natgw plan -f gateway.yaml
     """
-    said = _ask(context, "PUT", "/v1/gateway?dryRun=true", _read_state(file))
+    said = ask(context, "PUT", "/v1/gateway?dryRun=true", _read_state(file))
     if as_json:
-        _print_json(said)
+        print_json(said)
     else:
         from api import show  # noqa: PLC0415 -- rich is not needed for JSON
 
@@ -179,13 +177,16 @@ def explain(  # noqa: PLR0917 -- each is an argument or option of the command
     question = {"protocol": protocol.lower(), "src": source, "dst": destination}
     if in_interface:
         question["in"] = in_interface
-    said = _ask(context, "GET", f"/v1/explain?{urlencode(question)}")
+    said = ask(context, "GET", f"/v1/explain?{urlencode(question)}")
     if as_json:
-        _print_json(said)
+        print_json(said)
     else:
         from api import show  # noqa: PLC0415 -- rich is not needed for JSON
 
         show.show_explanation(said)
+
+
+operate.add_commands(app)
 
 
 @app.command()
@@ -200,44 +201,11 @@ def api(context: typer.Context, method: str, path: str) -> None:
     if not path.startswith("/"):
         raise typer.BadParameter(f"{path} does not begin with /", param_hint="PATH")
     body = None if method in ("GET", "HEAD", "DELETE") else sys.stdin.buffer.read()
-    answer = _request(context, method, path, body)
+    answer = request(context, method, path, body)
     text = answer.body.decode(errors="replace")
     typer.echo(text, nl=bool(text) and not text.endswith("\n"))
     if not answer.ok:
         raise typer.Exit(FAILED)
-
-
-def _ask(context: typer.Context, method: str, path: str, body: bytes | None = None) -> Any:
-    """What the answer to a request says that must succeed; else the reasons on stderr and the exit code."""
-    answer = _request(context, method, path, body)
-    try:
-        said = answer.json()
-    except Failed as error:
-        _stop(str(error), FAILED)
-    if not answer.ok:
-        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
-
-        _stop("\n".join(show.problem_lines(said)), FAILED)
-    return said
-
-
-def _request(context: typer.Context, method: str, path: str, body: bytes | None) -> Answer:
-    try:
-        return Client(context.obj).request(method, path, body)
-    except NotRunning as error:
-        _stop(str(error), NOT_RUNNING)
-    except Failed as error:
-        _stop(str(error), FAILED)
-
-
-def _stop(message: str, code: int) -> NoReturn:
-    for line in message.splitlines():
-        typer.secho(f"natgw: {line}", err=True)
-    raise typer.Exit(code)
-
-
-def _print_json(said: Any) -> None:
-    typer.echo(json.dumps(said, indent=2))
 
 
 def _read_state(file: str) -> bytes:
@@ -245,13 +213,13 @@ def _read_state(file: str) -> bytes:
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     except OSError as error:
-        _stop(f"{file}: {error.strerror}", FAILED)
+        stop(f"{file}: {error.strerror}", FAILED)
     except UnicodeDecodeError:
-        _stop(f"{file}: not UTF-8 text", FAILED)
+        stop(f"{file}: not UTF-8 text", FAILED)
     try:
         return json.dumps(_parse(file, text)).encode()
     except TypeError as error:
-        _stop(f"{file}: JSON has no form for a value in it: {error}", FAILED)
+        stop(f"{file}: JSON has no form for a value in it: {error}", FAILED)
 
 
 def _parse(file: str, text: str) -> Any:
@@ -259,14 +227,14 @@ def _parse(file: str, text: str) -> Any:
         try:
             return json.loads(text)
         except ValueError as error:
-            _stop(f"{file}: not JSON: {error}", FAILED)
+            stop(f"{file}: not JSON: {error}", FAILED)
     import yaml  # noqa: PLC0415 -- not needed for JSON
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return yaml.load(text, loader)
     except yaml.YAMLError as error:
-        _stop(f"{file}: not YAML: {' '.join(str(error).split())}", FAILED)
+        stop(f"{file}: not YAML: {' '.join(str(error).split())}", FAILED)
 
 
 if __name__ == "__main__":

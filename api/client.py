@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,21 @@ class Client:
             connection.request(method, path, body, {"Content-Type": "application/json"} if body is not None else {})
             response = connection.getresponse()
             return Answer(response.status, response.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise Failed(f"the daemon on {self._path} broke off: {error or type(error).__name__}") from error
+        finally:
+            connection.close()
+
+    @contextlib.contextmanager
+    def stream(self, path: str) -> Iterator[Iterator[str]]:
+        """The lines of an answer that goes on; raises NotRunning or Failed, also while it is read."""
+        connection = self._connect()
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise Failed(str(Answer(response.status, response.read()).json().get("detail", response.reason)))
+            yield (line.decode().rstrip("\r\n") for line in response)
         except (OSError, http.client.HTTPException) as error:
             raise Failed(f"the daemon on {self._path} broke off: {error or type(error).__name__}") from error
         finally:

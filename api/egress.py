@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from gateway import egress
+from gateway.bfd import quicken
 from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.restore import RestoreFirewall
@@ -55,6 +57,9 @@ def main(environment: Mapping[str, str]) -> int:
         return 1
     finally:
         links.close()
+    # A gateway works without: its BFD speaker then notices the loss of the external gateway later, and its log says so.
+    with suppress(OSError, ValueError):
+        quicken.apply(environment)
     done = f"{len(plan.steps)} steps" if plan else "nothing to do"
     sys.stdout.write(f"init-vpc-egress-gateway: {done}\n")
     return 0

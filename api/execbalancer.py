@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from api.execwire import BadRequest, Reply, failure, one_line, success
+from api.execwire import BadRequest, Reply, failure, success
+from gateway.journal import Asker
 from gateway.ports import Refused
 from rules.appliance import OtherAppliance
 from rules.loadbalancer import BalancerCommand, BalancerDnat, BalancerDnatDel, BalancerEip, LoadBalancerSpec, edit
@@ -54,7 +55,7 @@ class Service(Protocol):
         self,
         edit: Callable[[LoadBalancerSpec | None], LoadBalancerSpec],
         *,
-        by: str,
+        by: Asker | str,
         announce: Collection[str] = (),
     ) -> Future[Any]: ...
 
@@ -99,8 +100,8 @@ class Balancer:
         self._service = service
         self._asking = asking
 
-    async def answer(self, words: Sequence[str]) -> Reply:
-        """The reply to one call; ``words`` begin with the verb."""
+    async def answer(self, words: Sequence[str], by: Asker | None = None) -> Reply:
+        """The reply to one call; ``words`` begin with the verb, ``by`` is who asks, for the journal."""
         verb = words[0] if words else ""
         if verb != "init" and verb not in _FIELDS:
             return Reply(code=0 if verb in ("help", "--help", "-h") else 1, stdout=USAGE)
@@ -111,9 +112,9 @@ class Balancer:
         if verb == "dnat-del" and self._service.load_balancer is None and self._service.spec is None:
             return success()  # nothing is there yet
         announced = [command.ip for command in commands if isinstance(command, BalancerEip)]
-        by = one_line(" ".join((FACE, *words)))[:200]
+        asker = by or Asker(" ".join((FACE, *words)))
         try:
-            changed = self._service.balance(lambda spec: edit(spec, commands), by=by, announce=announced)
+            changed = self._service.balance(lambda spec: edit(spec, commands), by=asker, announce=announced)
             done = await asyncio.wrap_future(changed)
         except (OtherAppliance, Refused) as error:
             return failure(str(error))

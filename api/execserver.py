@@ -15,12 +15,13 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from api.execverbs import VERBS, Change, IptablesVersion, parse
 from api.execwire import BadRequest, Reply, Request, conflict, decode_request, failure, one_line, success
 from api.settings import interfaces_file
 from gateway import meters
+from gateway.journal import Asker
 from gateway.ports import Refused
 from rules.appliance import OtherAppliance
 from rules.edit import Conflict, NotInitialized, edit_all
@@ -36,6 +37,16 @@ _BACKLOG = 1024
 _UCRED = struct.Struct("3i")
 
 
+class Peer(NamedTuple):
+    """The process that called, and its effective user, as far as they are known."""
+
+    pid: int | None = None
+    uid: int | None = None
+
+
+_NOBODY = Peer()
+
+
 class _Done(Protocol):
     @property
     def spec(self) -> GatewaySpec: ...
@@ -48,12 +59,12 @@ class Service(Protocol):
     def spec(self) -> GatewaySpec | None: ...
 
     def change(
-        self, edit: Callable[[GatewaySpec | None], GatewaySpec], *, by: str, announce: Collection[str] = ()
+        self, edit: Callable[[GatewaySpec | None], GatewaySpec], *, by: Asker | str, announce: Collection[str] = ()
     ) -> Future[Any]: ...
 
 
-Face = Callable[[Sequence[str]], Awaitable[Reply]]
-"""Answers the calls of another script; it gets the words behind the one that names it."""
+Face = Callable[[Sequence[str], Asker], Awaitable[Reply]]
+"""Answers the calls of another script; it gets the words behind the one that names it, and who asks."""
 
 
 class ExecServer:
@@ -137,26 +148,27 @@ class ExecServer:
             return _refused("timeout", f"the request did not end within {self._patience:g} s")
         except BadRequest as error:
             return _refused("malformed", str(error))
-        user = _peer(writer)
-        if user not in self._users:
-            return _refused("user", f"user {user} may not change this gateway")
+        peer = _peer(writer)
+        if peer.uid not in self._users:
+            return _refused("user", f"user {peer.uid} may not change this gateway")
         begun = time.monotonic()
         try:
-            reply = await self.handle(request)
+            reply = await self.handle(request, peer)
         except Exception as error:
             log.exception("%s", " ".join(request.words))
             reply = failure(f"internal error: {error!r}")
         meters.VERB_SECONDS.observe(time.monotonic() - begun, _verb(request.words), "failed" if reply.code else "ok")
         return reply
 
-    async def handle(self, request: Request) -> Reply:
-        """Carry out one call."""
+    async def handle(self, request: Request, peer: Peer = _NOBODY) -> Reply:
+        """Carry out one call; ``peer`` is who makes it, for the journal."""
         if request.namespace != self._namespace:
             return failure(
                 "this daemon serves a gateway in another network namespace; give each gateway its own NATGW_RUN_DIR"
             )
+        asker = Asker(one_line(" ".join(request.words))[:200], peer.pid, peer.uid)
         if request.words and (face := self._faces.get(request.words[0])):
-            return await face(request.words[1:])
+            return await face(request.words[1:], asker)
         standing = self._service.spec
         environment = {name: value for name, value in request.environment.items() if value}
         if standing is not None and not standing.initialized:
@@ -174,9 +186,9 @@ class ExecServer:
             case IptablesVersion():
                 return success(f"get-iptables-version\n{self._version}\n")
             case Change():
-                return await self._change(parsed, by=one_line(" ".join(request.words))[:200])
+                return await self._change(parsed, asker)
 
-    async def _change(self, change: Change, by: str) -> Reply:
+    async def _change(self, change: Change, by: Asker) -> Reply:
         def edit(spec: GatewaySpec | None) -> GatewaySpec:
             edited = edit_all(spec, change.commands)
             if edited is None:
@@ -219,12 +231,12 @@ def _verb(words: Sequence[str]) -> str:
     return next((word for word in words[:2] if word in VERBS), "unknown")
 
 
-def _peer(writer: asyncio.StreamWriter) -> int:
-    """The effective user id of who called."""
+def _peer(writer: asyncio.StreamWriter) -> Peer:
+    """Who called; a process of another PID namespace has no number here."""
     connection: socket.socket = writer.get_extra_info("socket")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    _pid, uid, _gid = _UCRED.unpack(credentials)
-    return int(uid)
+    pid, uid, _gid = _UCRED.unpack(credentials)
+    return Peer(pid or None, uid)
 
 
 async def _read_all(reader: asyncio.StreamReader) -> bytes:

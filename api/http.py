@@ -10,20 +10,23 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http_app import build_app
-from api.http_guards import BearerToken
+from api.http_guards import PEER, BearerToken
 from api.listen import CannotListen, check_listen, tcp_socket
 from gateway.service import Service
 
 SOCKET_NAME = "api.sock"
 MAX_CONNECTIONS = 512
 GRACE_SECONDS = 2
+_UCRED = struct.Struct("3i")
 
 
 async def serve_http(
@@ -46,6 +49,7 @@ async def serve_http(
         stopping = asyncio.create_task(_wait(stop))
         stack.callback(stopping.cancel)
         await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
+        service.journal.hang_up()
         for server in running:
             if server.done():
                 server.result()
@@ -53,6 +57,17 @@ async def serve_http(
 
 async def _wait(stop: asyncio.Event) -> None:
     await stop.wait()
+
+
+class _Protocol(H11Protocol):
+    """HTTP that tells the application which process calls by a Unix socket, where an address would stand."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        sock: socket.socket = transport.get_extra_info("socket")
+        if sock.family == socket.AF_UNIX:
+            pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            self.client = (f"{PEER}{pid},{uid}", 0)
 
 
 class _Server(uvicorn.Server):
@@ -69,7 +84,7 @@ async def _serving(app: ASGIApp, sock: socket.socket) -> AsyncIterator[asyncio.T
     server = _Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,

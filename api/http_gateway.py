@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
 from fastapi import Body, FastAPI, Query, Request, Response
 from starlette.exceptions import HTTPException
@@ -13,6 +12,7 @@ from starlette.responses import PlainTextResponse
 
 from api import http_examples as examples
 from api.explain import Endpoint, Explanation, Question, endpoint, explain
+from api.http_guards import asker
 from api.http_models import NOT_INITIALIZED, NOT_READY, WRITE_PROBLEMS, Result, result
 from api.http_problems import bad_field, problem
 from api.rendered import rendered_text
@@ -43,8 +43,8 @@ class Committer:
             before.append(spec)
             return edit(spec)
 
-        by = f"HTTP {request.method} {quote(request.url.path, safe='/:')}"
-        outcome = await asyncio.wrap_future(self._service.change(noting, by=by, dry_run=dry_run, announce=announce))
+        changing = self._service.change(noting, by=asker(request), dry_run=dry_run, announce=announce)
+        outcome = await asyncio.wrap_future(changing)
         changed = bool(outcome.plan) or outcome.spec != before[0]
         return before[0], result(outcome, changed=changed, dry_run=dry_run)
 

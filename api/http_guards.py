@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import hmac
 import logging
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http_problems import problem
 from api.listen import CannotListen, TokenFile
+from gateway.journal import Asker
 
 log = logging.getLogger(__name__)
+
+PEER = "peer:"
+"""What the client's name begins with where it came by a Unix socket: its process and user follow."""
+
+
+def asker(request: Request) -> Asker:
+    """Who makes the request, for the journal: of a local one the process and user, else the address."""
+    words = f"HTTP {request.method} {quote(request.url.path, safe='/:')}"
+    host = request.client.host if request.client else None
+    if host and host.startswith(PEER):
+        pid, _, uid = host.removeprefix(PEER).partition(",")
+        return Asker(words, int(pid) or None, int(uid))
+    return Asker(words, client=host)
 
 
 class SizeLimit:

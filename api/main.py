@@ -10,13 +10,13 @@ import asyncio
 import fcntl
 import importlib
 import logging
-import logging.handlers
 import os
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
@@ -26,10 +26,13 @@ from pydantic import ValidationError
 from api import execbalancer
 from api.execserver import ExecServer
 from api.listen import check_listen
+from api.logs import log_to
 from api.settings import BadSetting, Settings, interfaces_file
 from gateway.arp.announcer import Announcer
 from gateway.arp.ask import ask
+from gateway.arp.conflict import Conflict
 from gateway.arp.link import LinksLost, Monitor
+from gateway.journal import Journal
 from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
@@ -43,8 +46,6 @@ from rules.desired import Facts
 from rules.spec import Interfaces
 
 log = logging.getLogger("natgw")
-
-LOG_BYTES = 4 << 20
 
 
 class AlreadyRunning(Exception):
@@ -66,7 +67,7 @@ def main() -> int:
     try:
         settings = Settings.from_environment(os.environ)
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _log_to(settings.run_dir / "natgw.log")
+        log_to(settings.run_dir / "natgw.log", settings.log)
         if settings.listen:
             check_listen(settings.listen, settings.token_file)  # before anything starts, not in the midst of it
         with _only_one(settings.run_dir):
@@ -75,17 +76,6 @@ def main() -> int:
         log.error("%s", error)
         return 1
     return 0
-
-
-def _log_to(path: Path) -> None:
-    """Log to stderr where somebody reads it, else (detached) to a file that is kept small."""
-    handler: logging.Handler
-    if "NATGW_READY_FD" in os.environ:
-        handler = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1)
-    else:
-        handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def _only_one(run_dir: Path) -> TextIO:
@@ -129,7 +119,8 @@ def _interfaces(settings: Settings) -> Interfaces | None:
 async def _serve(settings: Settings) -> None:
     clock = SystemClock()
     firewall = _firewall(settings)
-    announcer = Announcer(clock)
+    journal = Journal(clock)
+    announcer = Announcer(clock, on_conflict=partial(_note_conflict, journal))
     service = Service(
         Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(), KernelShaper()),
         announcer,
@@ -138,6 +129,7 @@ async def _serve(settings: Settings) -> None:
         facts=Facts(settings.arp),
         interfaces=_interfaces(settings),
         version=version("vpc-nat-gateway"),
+        journal=journal,
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -163,6 +155,14 @@ async def _serve(settings: Settings) -> None:
         log.info("serving %s with iptables-%s", settings.run_dir, firewall.variant)
         _ready()
         await _serve_http(service, settings, stop)
+
+
+def _note_conflict(journal: Journal, interface: str, conflict: Conflict) -> None:
+    """Keep one sighting of another holder of an EIP; its log line is this event's."""
+    seen = f"{conflict.count} times" if conflict.count > 1 else "once"
+    what = f"{conflict.address} on {interface} is also held by {conflict.mac}, seen {seen}"
+    data = {"interface": interface, "address": str(conflict.address), "mac": conflict.mac, "count": conflict.count}
+    journal.record("conflict", "arp", what, data=data, level=logging.WARNING)
 
 
 async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event) -> None:

@@ -10,6 +10,7 @@ from typing import Literal, cast, get_args
 from rules.desired import ArpPolicy
 
 IptablesChoice = Literal["auto", "legacy", "nft"]
+LogFormat = Literal["console", "json"]
 
 
 class BadSetting(ValueError):
@@ -27,6 +28,7 @@ class Settings:
     arp: ArpPolicy
     listen: str | None
     token_file: Path | None
+    log: LogFormat = "console"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -40,6 +42,7 @@ class Settings:
             arp=cast(ArpPolicy, _one_of(environment, "NATGW_ARP", get_args(ArpPolicy))),
             listen=environment.get("NATGW_LISTEN") or None,
             token_file=Path(token_file) if token_file else None,
+            log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),
         )
 
 

@@ -125,6 +125,22 @@ def show_explanation(explanation: dict[str, Any]) -> None:
     out.print(f"=> {explanation['verdict']}", style="bold", markup=False)
 
 
+_KINDS = {"change": "green", "repair": "yellow", "drift": "yellow", "refused": "red", "conflict": "red"}
+
+
+def show_event(out: Console, event: dict[str, Any]) -> None:
+    """When, of what kind, at whose request, what; one line."""
+    kind = f"[{_KINDS.get(event['kind'], 'cyan')}]{escape(event['kind']):<8}[/]"
+    known = (f"{name} {event[field]}" for name, field in _WHENCE.items() if event.get(field) is not None)
+    whence = ", ".join(known)
+    took = "" if event["seconds"] is None else f"  {event['seconds'] * 1000:.1f} ms"
+    by = escape(event["by"]) + (f" ({escape(whence)})" if whence else "")
+    out.print(f"{_when(event['at'])}  {kind} {escape(event['what'])}  [dim]{by}{took}[/]", soft_wrap=True)
+
+
+_WHENCE = {"pid": "pid", "uid": "uid", "from": "client"}
+
+
 def problem_lines(problem: dict[str, Any]) -> Iterator[str]:
     """A problem document as lines for stderr: one for each wrong field, else one."""
     if problem.get("errors"):

@@ -18,6 +18,7 @@ from typing import Literal
 
 from gateway import meters, transaction
 from gateway.follow import Announcing, Followers
+from gateway.journal import Asker, Journal
 from gateway.ports import Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
@@ -32,6 +33,7 @@ from gateway.store import Store, Stored
 from gateway.transaction import Done, Kernel
 from rules.advice import warnings
 from rules.appliance import OtherAppliance, Spec, adopt, only
+from rules.changes import changes
 from rules.desired import Facts
 from rules.edit import Conflict, NotInitialized
 from rules.loadbalancer import LoadBalancerSpec
@@ -64,7 +66,7 @@ class _Job:
     """One queued change."""
 
     edit: Callable[[Spec | None], Spec]
-    by: str
+    by: Asker | str
     dry_run: bool
     announce: tuple[str, ...]
     future: Future[Outcome]
@@ -84,6 +86,7 @@ class Service:
         facts: Facts,
         interfaces: Interfaces | None = None,
         version: str = "",
+        journal: Journal | None = None,
     ) -> None:
         self._kernel = kernel
         self._announcer = announcer
@@ -93,6 +96,8 @@ class Service:
         self._facts = facts
         self._interfaces = interfaces
         self._version = version
+        self.journal = journal or Journal(clock)
+        """What happened: one event for each change, repair and refusal."""
         self._started = clock.monotonic()
         # A job to do, a request to look at the links again, or None: the end.
         self._jobs: queue.SimpleQueue[_Job | Literal["look"] | None] = queue.SimpleQueue()
@@ -106,6 +111,7 @@ class Service:
         self._counts = TransactionCounts()
         self._generation = 0
         self._unapplied = False  # the kernel is not known to equal the spec
+        self._rejected = ("", "")
 
     # --- any thread ---------------------------------------------------------------------------------------
 
@@ -167,21 +173,23 @@ class Service:
         if self._thread is not None:
             self._thread.join()
 
-    def change(self, edit: Edit, *, by: str, dry_run: bool = False, announce: Collection[str] = ()) -> Future[Outcome]:
+    def change(
+        self, edit: Edit, *, by: Asker | str, dry_run: bool = False, announce: Collection[str] = ()
+    ) -> Future[Outcome]:
         """Queue one change: ``edit`` takes the spec that stands then and returns the wanted one.
 
-        ``by`` is who asked, for the log. ``announce`` names EIPs to announce once more even if nothing
+        ``by`` is who asked, for the journal. ``announce`` names EIPs to announce once more even if nothing
         changes. The future raises what ``edit`` raised (Conflict, NotInitialized), OtherAppliance in a pod that is a
         load balancer, or Refused; kernel and spec are then as before.
         """
         return self._queue(only(GatewaySpec, edit), by, dry_run, announce)
 
-    def balance(self, edit: BalancerEdit, *, by: str, announce: Collection[str] = ()) -> Future[Outcome]:
+    def balance(self, edit: BalancerEdit, *, by: Asker | str, announce: Collection[str] = ()) -> Future[Outcome]:
         """Queue one change of a pod that is (or with it becomes) a load balancer; else as ``change``."""
         return self._queue(only(LoadBalancerSpec, edit), by, False, announce)
 
     def _queue(
-        self, edit: Callable[[Spec | None], Spec], by: str, dry_run: bool, announce: Collection[str]
+        self, edit: Callable[[Spec | None], Spec], by: Asker | str, dry_run: bool, announce: Collection[str]
     ) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         if self._closed:
@@ -277,7 +285,9 @@ class Service:
         seconds = self._clock.monotonic() - begun
         meters.TRANSACTION_SECONDS.observe(seconds, "committed" if plan or new != old else "unchanged")
         if plan or new != old:
-            log.info("%s: %d steps, %d flows ended, %.1f ms", job.by, len(plan.steps), flows, seconds * 1000)
+            self.journal.tell(
+                "change", job.by, old, new, plan, flows_deleted=flows, announced=announced, seconds=seconds
+            )
         return Outcome(new, plan, flows, announced, seconds)
 
     def _committed(self, old: Spec | None, new: Spec, done: Done, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -321,7 +331,8 @@ class Service:
         spec = adopt(actual, self._interfaces)
         if spec is None:
             return None
-        log.info("no stored spec: %d EIPs and their rules are adopted from the kernel", len(spec.eips))
+        said = "no stored spec: it is read from the kernel's own rules"
+        self.journal.record("adopted", "gateway", said, changed=changes(None, spec))
         # What the CNI gave a load balancer's pod stays the CNI's: there is no verb that takes it away.
         eips = {AddressKey(spec.interfaces.external, e.address) for e in spec.eips if isinstance(spec, GatewaySpec)}
         return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))
@@ -331,11 +342,15 @@ class Service:
         if self._spec is None:
             raise RuntimeError("nothing to restore")
         self._unapplied = True
+        begun = self._clock.monotonic()
         done = transaction.apply(self._kernel, self._spec, self._facts)
         announced = self._committed(self._spec, self._spec, done, ())
         if done.plan:
             self._counts = self._counts.one_more("committed")
-            log.info("restored what was missing: %d steps", len(done.plan.steps))
+            seconds = self._clock.monotonic() - begun
+            self.journal.tell(
+                "repair", "gateway", self._spec, self._spec, done.plan, announced=announced, seconds=seconds
+            )
         return Outcome(self._spec, done.plan, 0, announced)
 
     def _catch_up(self) -> None:
@@ -354,14 +369,21 @@ class Service:
                 log.exception("catching up failed")
             self._failed("retry", error)
 
-    def _failed(self, by: str, error: BaseException) -> None:
+    def _failed(self, by: Asker | str, error: BaseException) -> None:
+        said = str(error) or repr(error)
         if isinstance(error, _ASKERS_DOING):
+            # The asker's own doing. A controller asks again and again; the journal has it once.
+            if self._rejected != (str(by), said):
+                self._rejected = (str(by), said)
+                self.journal.record("refused", by, said, outcome="failed", level=logging.WARNING)
             return
         retryable = not isinstance(error, Refused) or error.retryable
         if isinstance(error, transaction.NotReverted):
             self._unapplied = self._spec is not None
-        repeated = self._error is not None and (self._error.by, self._error.message) == (by, str(error) or repr(error))
+        repeated = self._error is not None and (self._error.by, self._error.message) == (str(by), said)
         self._counts = self._counts.one_more("failed")
-        self._error = ErrorStatus(at=self._clock.time(), by=by, message=str(error) or repr(error), retryable=retryable)
+        self._error = ErrorStatus(at=self._clock.time(), by=str(by), message=said, retryable=retryable)
         if not repeated:
-            log.error("%s: %s", by, error)
+            self.journal.record(
+                "refused", by, said, outcome="failed", data={"retryable": retryable}, level=logging.ERROR
+            )

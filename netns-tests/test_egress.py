@@ -44,6 +44,7 @@ INSIDE = {4: "10.0.1.5", 6: "fd00:1::5"}
 KEPT = {4: "10.0.5.2", 6: "fd00:5::2"}
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 VARIANTS = ("legacy", "nft")
+TIMERS = ("base_reachable_time_ms", "delay_first_probe_time")
 
 
 class Pod(Host):
@@ -218,6 +219,20 @@ def test_a_second_run_writes_nothing(net: Net, variant: str) -> None:
     before = net.pod.dump(variant)
     assert net.pod.started(variant, IPV4, IPV6) == "init-vpc-egress-gateway: nothing to do\n"
     assert net.pod.dump(variant) == before
+
+
+def test_the_kernel_asks_the_external_gateway_often(net: Net) -> None:
+    """So that the speaker, which may not set these timers, learns soon when nobody is there any more."""
+
+    def timers(interface: str) -> list[str]:
+        names = [f"net.{ip}.neigh.{interface}.{timer}" for ip in ("ipv4", "ipv6") for timer in TIMERS]
+        return run_in(net.pod.name, ["sysctl", "-n", *names]).split()
+
+    before = timers("eth0")
+    net.pod.started("nft", IPV4, IPV6, {"NATGW_BFD_HEALTH_INTERVAL": "400"})
+    assert timers("net1") == ["200", "0"] * 2
+    assert timers("eth0") == before != timers("net1")
+    net.pod.started("nft", IPV4, IPV6, {"NATGW_BFD_HEALTH_INTERVAL": "no number"})
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -104,7 +104,7 @@ def test_help_tells_commands_and_exit_codes() -> None:
     assert done.returncode == 0
     for word in ("serve", "status", "apply", "export", "plan", "explain", "api", "lab", "Exit codes"):
         assert word in done.stdout
-    for command in ("status", "apply", "export", "plan", "explain", "api", "serve"):
+    for command in ("status", "events", "apply", "export", "plan", "explain", "api", "serve"):
         helped = natgw(command, "--help")
         assert (helped.returncode, helped.stderr) == (0, "")
         assert f"Usage: natgw {command}" in helped.stdout

@@ -45,9 +45,9 @@ class FakeService:
     withheld: list[Future[Any]] = field(default_factory=list)
 
     def change(
-        self, edit: Callable[[GatewaySpec | None], GatewaySpec], *, by: str, announce: Collection[str] = ()
+        self, edit: Callable[[GatewaySpec | None], GatewaySpec], *, by: object, announce: Collection[str] = ()
     ) -> Future[Any]:
-        self.asked.append((by, tuple(announce)))
+        self.asked.append((str(by), tuple(announce)))
         future: Future[Any] = Future()
         try:
             if self.fails:
@@ -371,7 +371,7 @@ def test_the_socket_is_its_owners_alone_and_replaces_a_dead_one(tmp_path: Path) 
 
 
 def test_other_users_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execserver, "_peer", lambda _writer: 65534)
+    monkeypatch.setattr(execserver, "_peer", lambda _writer: execserver.Peer(4711, 65534))
 
     async def scenario() -> None:
         async with running(tmp_path) as world:

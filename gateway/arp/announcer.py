@@ -55,8 +55,8 @@ class _Port:
 class Announcer:
     """Announces IPv4 addresses by ARP on any number of interfaces and watches for their other holders.
 
-    ``on_conflict(interface, conflict)`` is called in the loop thread, at most once a minute for each holder,
-    with times in Unix seconds; the log has the same line.
+    ``on_conflict(interface, conflict)`` is called in the loop thread, at most once a minute for each holder, with times
+    in Unix seconds, to tell people of the holder.
     """
 
     def __init__(
@@ -194,8 +194,6 @@ class Announcer:
                 log.debug("listening for ARP on %s: %s", port.interface, error.strerror)
         for conflict in conflicts:
             meters.CONFLICTS.add(port.interface)
-            seen = f"{conflict.count} times" if conflict.count > 1 else "once"
-            log.warning("%s on %s is also held by %s, seen %s", conflict.address, port.interface, conflict.mac, seen)
             if self._on_conflict is not None:
                 self._on_conflict(port.interface, conflict)
 

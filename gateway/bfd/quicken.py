@@ -2,9 +2,9 @@
 
 Left alone the kernel trusts an answer for up to 45 s, and then waits another 5 s before it asks again. Its timers are
 per interface (``ip ntable``), and to set them takes CAP_NET_ADMIN. A pod that speaks BFD runs as user 65534, which has
-no capability of its own, and iproute2 throws away what it was given as a file capability. So the init container of the
-pod, which is root, runs this as a program; the speaker only tries it where the timers are not set yet, and says what is
-to be expected where it may not.
+no capability of its own, and iproute2 throws away what it was given as a file capability. So the pod's init container
+does it, which is root (init-vpc-egress-gateway.sh); the speaker only tries where the timers are not set yet, and says
+what is to be expected where it may not.
 """
 
 from __future__ import annotations
@@ -86,11 +86,13 @@ class Quicken:
 
 
 def apply(environment: Mapping[str, str]) -> list[str]:
-    """Set the timers on the way out of each family, and return the interfaces where they are set. Raises OSError,
-    ValueError."""
+    """Set the timers on the way out of each family, and return the interfaces where they are set; none where health is
+    not watched. Raises OSError, ValueError."""
     settings = HealthSettings.read(environment)
-    kernel = Netlink()
     done: list[str] = []
+    if not settings.enabled:
+        return done
+    kernel = Netlink()
     for family, nowhere in NOWHERE.items():
         egress = kernel.egress(settings.gateways.get(family, nowhere))
         gateway = settings.gateways.get(family) or (egress.gateway if egress is not None else None)

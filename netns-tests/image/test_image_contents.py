@@ -48,6 +48,12 @@ def test_every_module_is_compiled(container: Container) -> None:
         "test -e ${file%/*}/__pycache__/$(basename $file .py).cpython-*.pyc || echo $file; done"
     )
     assert container.run("bash", "-c", script).split() == []
+    # Nor may Python distrust what was compiled: it does so when a file's time is not the one that was compiled in.
+    modules = "api.main, api.http, api.cli, gateway.bfd.supervisor, gateway.observer.observer"
+    verbose = container.exec("/opt/natgw/bin/python3", "-v", "-P", "-c", f"import {modules}").stderr
+    read = set(re.findall(r"code object from '?([^'\n]+)", verbose))
+    assert len(read) > 300, verbose[-1000:]
+    assert [path for path in read if not path.endswith(".pyc")] == []
 
 
 def test_nothing_of_the_build_is_left(container: Container) -> None:

@@ -41,9 +41,10 @@ def pods(make_netns: Callable[[], Namespace]) -> Iterator[tuple[Container, Conta
     veth(one, "eth0", two, "eth0")
     one.run("ip", "address", "add", f"{OURS}/24", "dev", "eth0")
     two.run("ip", "address", "add", f"{THEIRS}/24", "dev", "eth0")
-    # A way to the outside: without one a pod calls itself unhealthy, and attracts no traffic.
-    one.run("ip", "route", "add", "default", "via", THEIRS)
-    two.run("ip", "route", "add", "default", "via", OURS)
+    # What the CNI gives and the init container leaves: without it a pod calls itself unhealthy, attracting no traffic.
+    for netns, gateway in ((one, THEIRS), (two, OURS)):
+        netns.run("ip", "route", "add", "default", "via", gateway)
+        netns.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
     with ExitStack() as stack:
         yield tuple(stack.enter_context(bfdd(*what)) for what in ((one, OURS, THEIRS), (two, THEIRS, OURS)))
 
@@ -61,7 +62,7 @@ def test_the_supervisor_is_live_and_ready(pods: tuple[Container, Container]) -> 
     assert session["State"] == "Up"
     resident = pod.processes()[0][2]
     print(f"BFD process: {resident / 1024:.1f} MiB resident")
-    assert resident <= 20 * 1024
+    assert resident <= 17 * 1024  # of the 20 MiB that it may have
     used = int(pod.run("cat", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))
     print(f"container: {used / (1 << 20):.1f} MiB of {LIMIT >> 20}")
     assert used <= 40 << 20

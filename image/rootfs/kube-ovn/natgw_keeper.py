@@ -140,8 +140,7 @@ class Keeper:
         posix.dup2(log, 2)
         posix.close(log)
         if self.why:
-            now = time.strftime("%Y-%m-%d %H:%M:%S")
-            posix.write(2, f"{now} WARNING natgw: the daemon {self.why}; starting it again\n".encode())
+            posix.write(2, log_line(f"the daemon {self.why}; starting it again"))
         self.ready, writable = posix.pipe()
         self.started = time.monotonic()
         pid = posix.fork()
@@ -182,6 +181,15 @@ class Keeper:
         if self.ready is not None:
             posix.close(self.ready)
             self.ready = None
+
+
+def log_line(message):
+    """A warning as the daemon writes one, by NATGW_LOG; the messages here need no escaping."""
+    if posix.environ.get(b"NATGW_LOG") == b"json":
+        now = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+        return f'{{"time": "{now}", "level": "warning", "logger": "natgw", "message": "{message}"}}\n'.encode()
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"{now} WARNING natgw: {message}\n".encode()
 
 
 def become_daemon(ready):

@@ -1,0 +1,182 @@
+"""What one change did, in words and as data: the objects that came, went or became others. Pure.
+
+For the journal, its log line and the HTTP face. Which objects differ is found without hashing any that stayed: an
+edit keeps the other objects as they are, so the same beginning and the same end are passed over by identity.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from operator import is_not
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from rules.appliance import Spec
+from rules.keyed import Keyed
+from rules.ruleset import ChainEdit, DeleteChain, DeleteRule, InsertRule, NewChain, ReplaceRules
+from rules.spec import Part
+from rules.state import (
+    AddAddress,
+    AddDevice,
+    AddPolicyRule,
+    DeleteAddress,
+    DeleteDevice,
+    DeletePolicyRule,
+    DeleteRoute,
+    EditNft,
+    EditTable,
+    Plan,
+    ReplaceRoute,
+    SetArp,
+    SetMaster,
+    SetPromoteSecondaries,
+    SetSysctl,
+    SetUp,
+    Step,
+)
+from rules.tc import SetTc
+
+Sign = Literal["added", "removed", "changed"]
+SIGNS: dict[Sign, str] = {"added": "+", "removed": "-", "changed": "~"}
+_EDITS: dict[type[ChainEdit], tuple[str, str]] = {
+    NewChain: ("+", "chain"),
+    DeleteChain: ("-", "chain"),
+    InsertRule: ("+", "rule in"),
+    DeleteRule: ("-", "rule in"),
+    ReplaceRules: ("~", "chain"),
+}
+FEW = 4
+"""So many objects are named in a sentence; of more it tells the number of each kind."""
+
+
+class Change(Part):
+    """One object that came, went, or became another (``before``). ``field`` is the spec's, as it is on the wire."""
+
+    change: Sign
+    field: str
+    text: str
+    value: Any = None
+    before: Any = None
+
+    def __str__(self) -> str:
+        return f"{SIGNS[self.change]} {self.text}"
+
+
+def changes(old: Spec | None, new: Spec) -> Iterator[Change]:
+    """What ``new`` has that ``old`` (None: nothing) has not, field by field, and the other way round."""
+    before = old if type(old) is type(new) else None
+    for name, info in type(new).model_fields.items():
+        was, now = getattr(before, name, None), getattr(new, name)
+        if was is now:
+            continue
+        wire = info.serialization_alias or info.alias or name
+        if isinstance(now, Keyed):
+            yield from _listed(wire, list(was) if isinstance(was, Keyed) else [], list(now))
+        elif was != now and not (before is None and now == info.default):
+            yield _plain(wire, was, now)
+
+
+def _plain(field: str, was: Any, now: Any) -> Change:
+    if now is None:
+        return Change(change="removed", field=field, text=f"{field} {_text(was)}", before=_data(was))
+    if was is None:
+        return Change(change="added", field=field, text=f"{field} {_text(now)}", value=_data(now))
+    text = f"{field} {_text(now)} (was {_text(was)})"
+    return Change(change="changed", field=field, text=text, value=_data(now), before=_data(was))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, BaseModel) and type(value).__str__ is BaseModel.__str__:
+        return ", ".join(f"{name} {part}" for name, part in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _data(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _listed(field: str, was: list[Any], now: list[Any]) -> Iterator[Change]:
+    was, now = _differing(was, now)
+    standing, wanted = {item.key: item for item in was}, {item.key: item for item in now}
+    for key, item in wanted.items():
+        before = standing.get(key)
+        if before is None:
+            yield Change(change="added", field=field, text=str(item), value=_data(item))
+        elif before != item:
+            text = f"{item} (was {before})" if str(item) != str(before) else str(item)
+            yield Change(change="changed", field=field, text=text, value=_data(item), before=_data(before))
+    for key, item in standing.items():
+        if key not in wanted:
+            yield Change(change="removed", field=field, text=str(item), before=_data(item))
+
+
+def _differing(was: list[Any], now: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Both without what they begin with, and end with, alike."""
+    start = _alike(was, now)
+    was, now = was[start:], now[start:]
+    end = _alike(was[::-1], now[::-1])
+    return (was[:-end], now[:-end]) if end else (was, now)
+
+
+def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many objects both begin with."""
+    return next((i for i, differs in enumerate(map(is_not, one, other)) if differs), min(len(one), len(other)))
+
+
+def summary(listed: Sequence[Change], more: int = 0) -> str:
+    """The changes as one sentence; of many, the number of each kind (``more`` are not in the list)."""
+    if len(listed) + more <= FEW:
+        return "; ".join(map(str, listed))
+    counted = Counter((change.change, change.field) for change in listed)
+    said = ", ".join(f"{SIGNS[change]}{count:,} {field}" for (change, field), count in counted.items())
+    return f"{said} and {more:,} more changes" if more else said
+
+
+def touched(plan: Plan) -> str:
+    """What a plan writes, where no object of the spec changed: for repairs. One short sentence."""
+    listed = [words for step in plan.steps for words in _touched(step)]
+    first = "; ".join(islice(listed, FEW))
+    return f"{first}; {len(listed) - FEW:,} more" if len(listed) > FEW else first
+
+
+def _touched(step: Step) -> Iterable[str]:  # noqa: PLR0911, PLR0912 -- one line a step
+    match step:
+        case EditTable(table, edits):
+            return [_edited(table, edit) for edit in edits]
+        case EditNft(commands):
+            return [f"{len(commands)} edits of table ip kube-ovn"]
+        case AddAddress(key):
+            return [f"+ address {key.address} on {key.interface}"]
+        case DeleteAddress(key):
+            return [f"- address {key.address} on {key.interface}"]
+        case ReplaceRoute(key, entry):
+            return [f"+ route {key.prefix}{f' via {entry.via}' if entry.via else ''} by {entry.interface}"]
+        case DeleteRoute(key, entry):
+            return [f"- route {key.prefix} by {entry.interface}"]
+        case SetArp(interface, on):
+            return [f"~ ARP {_on(on)} on {interface}"]
+        case SetPromoteSecondaries(interface, on):
+            return [f"~ promote_secondaries {_on(on)} on {interface}"]
+        case SetUp(interface, on):
+            return [f"~ {interface} {'up' if on else 'down'}"]
+        case AddPolicyRule(rule) | DeletePolicyRule(rule):
+            return [f"{'+' if isinstance(step, AddPolicyRule) else '-'} routing rule for table {rule.table}"]
+        case SetSysctl(name, value):
+            return [f"~ {name} = {value}"]
+        case AddDevice(interface) | DeleteDevice(interface):
+            return [f"{'+' if isinstance(step, AddDevice) else '-'} interface {interface}"]
+        case SetMaster(interface, master):
+            return [f"~ {interface} {f'a port of {master}' if master else 'a port of none'}"]
+    return [f"{'+' if isinstance(step, SetTc) else '-'} limit on {step.key.device}"]
+
+
+def _edited(table: str, edit: ChainEdit) -> str:
+    sign, what = _EDITS[type(edit)]
+    return f"{sign} {what} {table} {edit.ref.chain}"
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"

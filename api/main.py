@@ -34,7 +34,9 @@ from gateway.arp.conflict import Conflict
 from gateway.arp.link import LinksLost, Monitor
 from gateway.journal import Journal
 from gateway.kernel.conntrack import KernelFlows
+from gateway.kernel.generation import Generation
 from gateway.kernel.links import KernelLinks
+from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.variant import choose, iptables_version
@@ -89,7 +91,7 @@ def _only_one(run_dir: Path) -> TextIO:
     return lock
 
 
-def _firewall(settings: Settings) -> Firewall:
+def _firewall(settings: Settings, generation: Generation) -> Firewall:
     """The driver of the variant chosen; only that one is loaded.
 
     It is loaded here, before any thread runs: Python before 3.11.4 can deadlock when two threads import at once,
@@ -101,7 +103,7 @@ def _firewall(settings: Settings) -> Firewall:
         return LegacyFirewall()
     from gateway.kernel.nft_variant import NftVariantFirewall  # noqa: PLC0415
 
-    return NftVariantFirewall()
+    return NftVariantFirewall(generation)
 
 
 def _interfaces(settings: Settings) -> Interfaces | None:
@@ -118,15 +120,23 @@ def _interfaces(settings: Settings) -> Interfaces | None:
 
 async def _serve(settings: Settings) -> None:
     clock = SystemClock()
-    firewall = _firewall(settings)
+    generation = Generation()
+    firewall = _firewall(settings, generation)
     journal = Journal(clock)
     announcer = Announcer(clock, on_conflict=partial(_note_conflict, journal))
     service = Service(
-        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(), KernelShaper()),
+        Kernel(
+            firewall,
+            KernelLinks(),
+            KernelFlows(),
+            KernelNft(generation),
+            KernelShaper(),
+            maps=KernelMaps(firewall.variant, generation),
+        ),
         announcer,
         Store(settings.state_dir),
         clock,
-        facts=Facts(settings.arp),
+        facts=Facts(settings.arp, fastpath=settings.fastpath),
         interfaces=_interfaces(settings),
         version=version("vpc-nat-gateway"),
         journal=journal,

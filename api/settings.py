@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from rules.desired import ArpPolicy
+from rules.fastpath import Setting as FastpathSetting
 
 IptablesChoice = Literal["auto", "legacy", "nft"]
 LogFormat = Literal["console", "json"]
@@ -29,6 +30,7 @@ class Settings:
     listen: str | None
     token_file: Path | None
     log: LogFormat = "console"
+    fastpath: FastpathSetting = "auto"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -42,6 +44,7 @@ class Settings:
             arp=cast(ArpPolicy, _one_of(environment, "NATGW_ARP", get_args(ArpPolicy))),
             listen=environment.get("NATGW_LISTEN") or None,
             token_file=Path(token_file) if token_file else None,
+            fastpath=cast(FastpathSetting, _one_of(environment, "NATGW_FASTPATH", get_args(FastpathSetting))),
             log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),
         )
 

@@ -63,8 +63,8 @@ class FakeKernel:
     conntrack: list[Flow] = field(default_factory=list)
     nft: NftTable = field(default_factory=NftTable)
     maps: MapTable = field(default_factory=MapTable)
-    no_maps: str = ""
-    """Why this kernel can have no maps ahead of the chains."""
+    no_maps: str = "this kernel was made without"
+    """Why it can have no maps ahead of the chains; empty: it can."""
     tc: Objects = field(default_factory=dict)
     faults: Fault | None = None
     writes: int = 0

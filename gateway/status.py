@@ -94,6 +94,13 @@ class TransactionCounts(Part):
         return self.model_copy(update={outcome: getattr(self, outcome) + 1})
 
 
+class FastpathStatus(Part):
+    """Whether maps decide ahead of the chains; if not, ``reason`` says why the chains decide alone."""
+
+    on: bool = False
+    reason: str = ""
+
+
 class Status(Part):
     """One look at the gateway. ``ready``: the kernel equals the spec and nothing is left to be done.
 
@@ -115,6 +122,7 @@ class Status(Part):
     last_error: ErrorStatus | None
     pending: list[str]
     warnings: list[str] = Field(default_factory=list)
+    fastpath: FastpathStatus = FastpathStatus()
     generation: int
     transactions: TransactionCounts
     uptime_seconds: float

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from gateway.arp.conflict import Conflict
-from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft, FakeShaper
+from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeMaps, FakeNft, FakeShaper
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
@@ -103,7 +103,14 @@ class RecordingAnnouncer:
 
 def ports(kernel: FakeKernel) -> Kernel:
     """The fake kernel behind the ports of a transaction."""
-    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel))
+    return Kernel(
+        FakeFirewall(kernel),
+        FakeLinks(kernel),
+        FakeFlows(kernel),
+        FakeNft(kernel),
+        FakeShaper(kernel),
+        maps=FakeMaps(kernel),
+    )
 
 
 @dataclass

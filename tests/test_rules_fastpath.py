@@ -284,7 +284,7 @@ table ip natgw {
 		meta mark set meta mark | 0x20000000 comment "missed 068fc27f"
 	}
 }
-"""
+"""  # noqa: E501 -- the lines are as nft prints them
 
 
 def test_the_table_as_people_read_it() -> None:

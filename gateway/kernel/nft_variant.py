@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from gateway.kernel import restore
+from gateway.kernel.generation import Generation
 from gateway.ports import Variant
 from rules.ruleset import ChainEdit, Ruleset
 
@@ -18,10 +19,14 @@ class NftVariantFirewall:
 
     variant: Variant = "nft"
 
+    def __init__(self, generation: Generation | None = None) -> None:
+        self._generation = generation or Generation()
+
     def read(self, tables: Collection[str]) -> Ruleset:
         """The named tables; one that is not there has empty built-in chains."""
         return restore.read(self.variant, tables)
 
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         """Commit the edits of one table as one transaction; raises Refused, and nothing has changed then."""
-        restore.edit(self.variant, table, edits)
+        with self._generation.ours():  # what others read of nf_tables beside these chains still holds
+            restore.edit(self.variant, table, edits)

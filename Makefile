@@ -12,7 +12,12 @@ DEMO := examples/vpc-nat-gateway.yaml
 # Narrow a run, e.g.: make test PYTEST_ARGS='tests -k snat'
 PYTEST_ARGS ?=
 
-.PHONY: help setup setup-test setup-image demo check test fuzz image image-test sbom lock clean
+# Narrow a measurement, e.g.: make bench BENCH=flows QUICK=1
+BENCH ?=
+QUICK ?=
+PAGE ?=
+
+.PHONY: help setup setup-test setup-image demo check test fuzz bench image image-test sbom lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +50,9 @@ test: setup-test check ## make check, then every test: pure ones, and real packe
 
 fuzz: setup ## a million malformed BFD packets, twice; a few minutes, no root
 	@NATGW_FUZZ_PACKETS=1000000 $(BIN)/python -m pytest tests/test_bfd_fuzz.py
+
+bench: setup-test ## measure what the gateway costs, into build/bench (root; QUICK=1, BENCH='flows verbs', PAGE=1: also docs/performance.md)
+	@$(BIN)/python -m bench $(BENCH) $(if $(QUICK),--quick) $(if $(PAGE),--page)
 
 image: setup-image ## build the container image and print its sizes (root; BASE=registry|stand-in says whence its base)
 	@scripts/image.sh build

@@ -1,0 +1,137 @@
+"""New connections per second of one processor, by how many rules there are."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bench import scenes
+from bench.bed import Bed, Gateway, Spec, gateway, settle
+from bench.generator import ENTRIES, Line, Traffic
+from bench.report import Figure, Report
+from bench.scale import Scale
+
+FORWARDING, BARE = "forwarding without NAT", "one iptables rule, no gateway"
+MODES = {"maps": "auto", "chains alone": "off"}
+"""What NATGW_FASTPATH says for each."""
+UNIT = "new connections per second of one processor"
+NOTES = (
+    "Each connection is one frame; connections are counted where they arrive translated, and divided by the CPU time "
+    "of the kernel thread that polls the gateway's interface, so neither the generator nor other work is in it."
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: traffic through a bed."""
+
+    label: str
+    size: int | None
+    bed: Bed
+    traffic: Traffic
+
+
+def measure(subjects: list[Subject], rounds: int, seconds: float) -> list[Figure]:
+    """Every subject once per round, in an order of chance. Fails where a packet arrives otherwise than it should."""
+    values: dict[tuple[str, int | None], list[float]] = {(one.label, one.size): [] for one in subjects}
+    for _ in range(rounds):
+        for subject in random.sample(subjects, len(subjects)):
+            line = Line(subject.bed, subject.traffic)
+            try:
+                done = line.round(seconds)
+            finally:
+                line.close()
+            if done.astray or not done.arrived or done.arrived > ENTRIES:
+                raise RuntimeError(f"{subject.label}, {subject.size}: {done}")
+            values[subject.label, subject.size].append(done.per_core)
+    return [Figure(label, tuple(found), size) for (label, size), found in values.items()]
+
+
+@contextlib.contextmanager
+def bare(rule: str | None = None) -> Iterator[Bed]:
+    """A bed without a gateway: forwarding, and at most one rule of nat's PREROUTING."""
+    bed = Bed()
+    try:
+        if rule is not None:
+            bed.gateway.ip(f"addr add {scenes.eip(0)}/16 dev net1")
+            bed.gateway.run("iptables-legacy", "-t", "nat", "-A", "PREROUTING", *rule.split())
+        yield bed
+    finally:
+        bed.remove()
+
+
+class Gateways(contextlib.ExitStack):
+    """Gateways that stand beside each other until all are measured."""
+
+    def make(self, spec: Spec, fastpath: str) -> Gateway:
+        made = self.enter_context(gateway(NATGW_FASTPATH=fastpath))
+        made.put(spec)
+        return made
+
+
+def dnats(scale: Scale) -> Report:
+    """Port mappings: connections that meet one of them, and those that meet none."""
+    sizes = scale.pick((1, 10, 100, 1000, 10_000, 50_000), (1, 10_000), (1, 20))
+    pairs = [(size, mode) for mode in reversed(MODES) for size in sizes]
+    report = Report("flows-dnat", "New connections: what do port mappings cost?", UNIT, NOTES)
+    with Gateways() as stack:
+        one = scenes.to_dnats(scenes.spec(dnats=1))
+        rule = f"-d {scenes.eip(0)} -p udp --dport 10000 -j DNAT --to {scenes.internal(0)}:8080"
+        subjects = [
+            Subject(FORWARDING, None, stack.enter_context(bare()), scenes.untranslated()),
+            Subject(BARE, None, stack.enter_context(bare(rule)), one),
+        ]
+        made = []
+        for size, mode in scale.pick(pairs, pairs, pairs[-3:]):
+            spec = scenes.spec(dnats=size)
+            made.append(stack.make(spec, MODES[mode]))
+            bed = made[-1].bed
+            subjects.append(Subject(f"translated, {mode}", size, bed, scenes.to_dnats(spec)))
+            subjects.append(Subject(f"no rule matches, {mode}", size, bed, scenes.untranslated()))
+        settle(made, scale.pick(2, 2, 0))
+        report.figures = measure(subjects, scale.pick(7, 5, 1), scale.pick(0.3, 0.25, 0.02))
+    first, last = sizes[0], sizes[-1]
+    for kind in ("translated", "no rule matches"):
+        for size in sizes[1:]:
+            what, to = report.figure(f"{kind}, maps", size), report.figure(f"{kind}, maps", first)
+            report.ratio(f"{kind}: {size:,} port mappings against one", what, to, at_least=0.9)
+        middle = 10_000 if 10_000 in sizes else last
+        what, to = report.figure(f"{kind}, maps", middle), report.figure(f"{kind}, chains alone", middle)
+        report.ratio(f"{kind}: maps against chains, {middle:,} port mappings", what, to, at_least=12)
+    return report
+
+
+Case = tuple[str, int, Spec, Callable[[Spec], Traffic]]
+"""A label, how many rules are many, a scene's fields (True where the number goes), the traffic."""
+
+
+def kinds(scale: Scale) -> Report:
+    """The other kinds of rule, each with few and with many; and connections of TCP."""
+    fips, snats, many = scale.pick((10_000, 1000, 10_000), (2000, 1000, 10_000), (10, 10, 20))
+    report = Report("flows-kinds", "New connections: what do floating IPs, SNAT and TCP cost?", UNIT, NOTES)
+    modes = scale.pick(MODES, MODES, {"maps": "auto"})
+    cases: tuple[Case, ...] = (
+        ("floating IP, inwards", fips, {"fips": True}, scenes.to_fips),
+        ("floating IP, outwards", fips, {"fips": True}, scenes.from_fips),
+        ("port mapping, TCP", many, {"dnats": True, "protocol": "tcp"}, scenes.to_dnats),
+        ("SNAT", snats, {"snats": True, "eips": scenes.SNAT_EIPS}, scenes.from_snats),
+    )
+    cases = scale.pick(cases, cases, cases[3:])
+    with Gateways() as stack:
+        subjects, standing = [], {}
+        for label, most, fields, traffic in cases:
+            for size in (1, most):
+                spec = scenes.spec(**{name: size if value is True else value for name, value in fields.items()})
+                for mode, fastpath in modes.items():
+                    key = (str(sorted(fields)), size, fastpath)
+                    if key not in standing:
+                        standing[key] = stack.make(spec, fastpath)
+                    subjects.append(Subject(f"{label}, {mode}", size, standing[key].bed, traffic(spec)))
+        settle(standing.values(), scale.pick(2, 2, 0))
+        report.figures = measure(subjects, scale.pick(7, 5, 1), scale.pick(0.3, 0.25, 0.02))
+    for label, most, _, _ in cases:
+        what, to = report.figure(f"{label}, maps", most), report.figure(f"{label}, maps", 1)
+        report.ratio(f"{label}: {most:,} against one", what, to, at_least=0.9)
+    return report

@@ -109,7 +109,7 @@ def ports(kernel: FakeKernel) -> Kernel:
         FakeFlows(kernel),
         FakeNft(kernel),
         FakeShaper(kernel),
-        maps=FakeMaps(kernel),
+        maps=None if kernel.no_maps else FakeMaps(kernel),
     )
 
 

@@ -62,13 +62,13 @@ class KernelMaps:
     def read(self) -> MapsReading:
         """The table, and what speaks against it."""
         for _ in range(_TRIES):
-            epoch = self._generation.epoch()
-            if epoch is None:
+            others = self._generation.others()
+            if others is None:
                 return MapsReading(MapTable(), "the kernel has no nf_tables")
-            if self._read is not None and self._read[0] == epoch:
+            if self._read is not None and self._read[0] == others:
                 return self._with_legacy(self._read[1])
             # A reading that somebody's transaction fell into is one of neither state; the next turn notices.
-            self._read = (epoch, self._list())
+            self._read = (others, self._list())
         raise Refused(f"list table ip {TABLE}", "the kernel's nf_tables never stood still", retryable=True)
 
     def commit(self, edits: Sequence[MapEdit]) -> None:
@@ -78,13 +78,13 @@ class KernelMaps:
             expected = apply_map_edits(before.table, edits)
         except Rejected as error:
             raise Refused(_STEP, str(error), retryable=False) from error
-        with self._generation.ours():
+        with self._generation.own():
             if all(isinstance(edit, AddEntry | DropEntry) for edit in edits) or list(edits) == [DropTable()]:
                 self._transact(edits)
             else:
                 self._run(edits)
         touched = [edit.key for edit in edits if isinstance(edit, AddEntry | DropEntry)]
-        if len(touched) == len(edits) <= _FEW and self._read and self._read[0] == self._generation.epoch():
+        if len(touched) == len(edits) <= _FEW and self._read and self._read[0] == self._generation.others():
             found = {key: self._entry(key) for key in touched}
             if all(expected.entries.get(key) == target for key, target in found.items()):
                 self._read = (self._read[0], replace(before, table=expected))
@@ -100,7 +100,7 @@ class KernelMaps:
 
     def _transact(self, edits: Sequence[MapEdit]) -> None:
         try:
-            self._netlink.transact([wire.begin(), *_messages(edits), wire.end()])
+            self._netlink.transact(wire.begin(), list(_messages(edits)), wire.end())
         except OSError as error:
             words = error.strerror or str(error)
             raise Refused(_STEP, words, retryable=error.errno in _PASSING) from error

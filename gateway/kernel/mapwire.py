@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from gateway.kernel.generation import NFTABLES
+from gateway.kernel.generation import NFNL_SUBSYS_NFTABLES as NFTABLES
 from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, attributes, text
 from rules.maps import TABLE, EntryKey, Ports
 from rules.nft import Endpoint

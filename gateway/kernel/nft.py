@@ -1,17 +1,16 @@
 """The nftables table of share-type DNAT, through nft: a script is one transaction, a listing is JSON.
 
-nft is started only where it has something to say: as long as nobody else has written to nf_tables
-(``gateway.kernel.generation``) the last reading holds. Asking for that takes 0.05 ms, a listing 5.
+nft is started only where it has something to say: the kernel counts the transactions on its nftables, and as
+long as that number is the one of the last reading, so is the answer. Asking for it takes 0.05 ms, a listing 5.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-import socket
 from collections.abc import Sequence
 
-from gateway.kernel.generation import NETLINK_NETFILTER, NFTABLES, Generation
+from gateway.kernel.generation import NETLINK_NETFILTER, NFGENMSG, NFNL_SUBSYS_NFTABLES, Generation
 from gateway.kernel.netlink import Message, Netlink, attributes, text
 from gateway.kernel.tool import run
 from gateway.ports import Refused
@@ -19,11 +18,9 @@ from rules.nft import MAP, TABLE, NftCommand, NftTable, parse, script
 
 log = logging.getLogger(__name__)
 
-_GETTABLE = NFTABLES | 1
+_GETTABLE = NFNL_SUBSYS_NFTABLES | 1
 _NFTA_TABLE_NAME = 1
-_NFGENMSG = bytes((socket.AF_INET, 0, 0, 0))  # family, version, resource id
 _TRIES = 5
-_OUTDATED = -1  # no epoch
 _LIST_ALL = ["nft", "-j", "list", "table", "ip", TABLE]
 _LIST_TABLE = ["nft", "-j", "--terse", "list", "table", "ip", TABLE]
 _LIST_MAP = ["nft", "-j", "list", "map", "ip", TABLE, MAP]
@@ -33,7 +30,11 @@ _PASSING = ("Cannot allocate memory", "Resource temporarily unavailable", "Inter
 
 
 class KernelNft:
-    """``gateway.ports.Nft`` in the network namespace of the thread that first uses it."""
+    """``gateway.ports.Nft`` in the network namespace of the thread that first uses it.
+
+    All drivers of a namespace's nftables are given one ``generation``, so that none takes another's writes for a
+    stranger's.
+    """
 
     def __init__(self, generation: Generation | None = None) -> None:
         self._netlink = Netlink(NETLINK_NETFILTER)
@@ -43,25 +44,25 @@ class KernelNft:
     def read(self) -> NftTable:
         """The table; empty where there is none, or nothing that could list it."""
         for _ in range(_TRIES):
-            epoch = self._generation.epoch()
-            if epoch is None:
+            others = self._generation.others()
+            if others is None:
                 return NftTable()
-            if self._read is not None and self._read[0] == epoch:
+            if self._read is not None and self._read[0] == others:
                 return self._read[1]
             # A listing that somebody's transaction fell into is one of neither state; the next turn notices.
-            self._read = (epoch, self._list())
+            self._read = (others, self._list())
         raise Refused(_LIST_TABLE_TEXT, "the kernel's nftables never stood still", retryable=True)
 
     def commit(self, commands: Sequence[NftCommand]) -> None:
         """Carry the commands out as one transaction; raises Refused, and nothing has changed then."""
+        if self._read is not None:
+            self._read = (_OUTDATED, self._read[1])
         try:
             commanded = script(commands)
         except ValueError as error:
             raise Refused(_STEP, str(error), retryable=False) from error
-        with self._generation.ours():
+        with self._generation.own():
             ended = run(["nft", "-f", "-"], stdin=commanded)
-        if self._read is not None:
-            self._read = (_OUTDATED, self._read[1])
         if ended.code:
             reason = _words(ended.stderr) or f"exit code {ended.code}"
             raise Refused(_STEP, reason, retryable=any(word in reason for word in _PASSING))
@@ -84,12 +85,13 @@ class KernelNft:
 
     def _stands(self) -> bool:
         try:
-            tables = self._netlink.dump(Message(_GETTABLE, 0, _NFGENMSG))
+            tables = self._netlink.dump(Message(_GETTABLE, 0, NFGENMSG))
         except OSError as error:
             raise Refused("list nftables", error.strerror or str(error), retryable=True) from error
-        return any(text(attributes(said, len(_NFGENMSG))[_NFTA_TABLE_NAME]) == TABLE for said in tables)
+        return any(text(attributes(said, len(NFGENMSG))[_NFTA_TABLE_NAME]) == TABLE for said in tables)
 
 
+_OUTDATED = -1
 _LIST_TABLE_TEXT = " ".join(_LIST_TABLE)
 _NOTHING = '{"nftables": []}'
 

@@ -12,6 +12,7 @@ from api.listen import CannotListen, parse_listen
 from gateway.drift import Policy as DriftPolicy
 from gateway.watcher.options import LogOptions
 from rules.desired import ArpPolicy
+from rules.fastpath import Setting as FastpathSetting
 from rules.inputguard import InputPolicy
 
 IptablesChoice = Literal["auto", "legacy", "nft"]
@@ -36,6 +37,7 @@ class Settings:
     token_file: Path | None
     log: LogFormat = "console"
     input: InputPolicy | None = None
+    fastpath: FastpathSetting = "auto"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -54,6 +56,7 @@ class Settings:
             drift=cast(DriftPolicy, _one_of(environment, "NATGW_DRIFT", get_args(DriftPolicy))),
             listen=environment.get("NATGW_LISTEN") or None,
             token_file=Path(token_file) if token_file else None,
+            fastpath=cast(FastpathSetting, _one_of(environment, "NATGW_FASTPATH", get_args(FastpathSetting))),
             log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),
             input=_input_policy(environment),
         )

@@ -24,6 +24,7 @@ from rules.ruleset import (
     Drop,
     Family,
     Foreign,
+    Goto,
     InInterface,
     InsertRule,
     Jump,
@@ -68,11 +69,11 @@ _RULE = re.compile(
     rf"(?:-m mark --mark ({_HEX})(?:/(?!0xf{{8}} )({_HEX}))? )?"
     rf"(?:-m conntrack --ctstate (DNAT) --ctorigdst ({_ADDRESS}) )?"
     rf"(?:-m conntrack --ctstate (RELATED,ESTABLISHED) )?"
-    rf"-j (?:DNAT --to-destination ({_ADDRESS})(?::({_PORT}))?"
+    rf"(?:-g ({_NAME})|-j (?:DNAT --to-destination ({_ADDRESS})(?::({_PORT}))?"
     rf"|SNAT --to-source ({_ADDRESS})( --random-fully)?"
     rf"|MARK --set-xmark ({_HEX})/({_HEX})"
     rf"|(MASQUERADE --random-fully)"
-    rf"|({_NAME}))",
+    rf"|({_NAME})))",
     re.ASCII,
 ).fullmatch
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
@@ -128,6 +129,8 @@ def _target(target: Target) -> str:  # noqa: PLR0911 -- one line a target
     match target:
         case Jump(chain):
             return f"-j {chain}"
+        case Goto(chain):
+            return f"-g {chain}"
         case Dnat(address, port):
             return f"-j DNAT --to-destination {address}" + ("" if port is None else f":{port}")
         case Snat(address, random_fully):
@@ -180,7 +183,9 @@ def parse_rule(text: str) -> AnyRule:
 
 def _parse_target(groups: list[str]) -> Target | None:
     """The groups of the target's part of the pattern; None where it is no target of ours."""
-    dnat, port, snat, random_fully, xmark, mask, masquerade, name = groups
+    goto, dnat, port, snat, random_fully, xmark, mask, masquerade, name = groups
+    if goto:
+        return Goto(goto)
     if dnat:
         number = int(port) if port else None
         return None if number is not None and number > PORT_MAX else Dnat(dnat, number)
@@ -234,7 +239,7 @@ def _known_jumps(ref: ChainRef, rules: Iterable[AnyRule], chains: Mapping[ChainR
     """A jump to a chain that is not there is a target that we do not know."""
     for rule in rules:
         match rule:
-            case Rule(matches, Jump(chain)) if ref._replace(chain=chain) not in chains:
+            case Rule(matches, Jump(chain) | Goto(chain)) if ref._replace(chain=chain) not in chains:
                 yield Foreign(" ".join((*map(_match, matches), _target(rule.target))))
             case _:
                 yield rule

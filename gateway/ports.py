@@ -31,6 +31,13 @@ class Refused(Exception):
         self.retryable = retryable
 
 
+class Busy(Refused):
+    """More is asked for than is done in time: nothing was tried, and a later try may find a shorter queue."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("busy", reason, retryable=True)
+
+
 Variant = Literal["legacy", "nft"]
 """Which iptables: the kernel's own xtables, or the one that writes nf_tables."""
 

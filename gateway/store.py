@@ -19,7 +19,7 @@ from rules.state import AddressKey
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 FILES: dict[type[Spec], str] = {GatewaySpec: "spec.json", LoadBalancerSpec: "lb-svc.json"}
 
 
@@ -49,13 +49,25 @@ class Store:
         found = (self._read(kind, self._directory / name) for kind, name in FILES.items())
         return next((stored for stored in found if stored), None)
 
+    def previous(self) -> Stored | None:
+        """The generation before the one that ``load`` had to set aside; None where nothing was, or that is no better.
+
+        The kernel knows better, as long as it holds anything of ours: it has the change that this one lacks. In a new
+        network namespace this is all there is, and one change too few is better than nothing.
+        """
+        for kind, name in FILES.items():
+            path = self._directory / name
+            if path.with_suffix(".json.corrupt").exists() and not path.exists():
+                return self._read(kind, path.with_suffix(".json.1"))
+        return None
+
     def _read(self, kind: type[Spec], path: Path) -> Stored | None:
         try:
             return self._parse(kind, path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            aside = path.with_suffix(".json.corrupt")
+            aside = self._directory / f"{FILES[kind]}.corrupt"
             log.error("the stored spec is unusable (%s); it is set aside as %s", error, aside)
             with contextlib.suppress(OSError):
                 path.replace(aside)
@@ -66,7 +78,7 @@ class Store:
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']} is not {FORMAT}")
         body = document["spec"]
-        if hashlib.sha256(body.encode()).hexdigest() != document["sha256"]:
+        if _checksum(body, document["claimed"]) != document["sha256"]:
             raise ValueError("its checksum does not match")
         try:
             spec = kind.model_validate_json(body)
@@ -76,9 +88,8 @@ class Store:
 
     def save(self, stored: Stored) -> None:
         """Replace what is stored durably; raises OSError and leaves the old file in place."""
-        body = stored.spec.model_dump_json()
-        digest = hashlib.sha256(body.encode()).hexdigest()
-        document = {"format": FORMAT, "sha256": digest, "spec": body, "claimed": sorted(stored.claimed)}
+        body, claimed = stored.spec.model_dump_json(), sorted(map(list, stored.claimed))
+        document = {"format": FORMAT, "sha256": _checksum(body, claimed), "spec": body, "claimed": claimed}
         path = self._directory / FILES[type(stored.spec)]
         previous = path.with_suffix(".json.1")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -98,7 +109,12 @@ class Store:
     def forget(self) -> None:
         """Remove the stored spec, so that no outdated one can come back; raises OSError."""
         for name in FILES.values():
-            (self._directory / name).unlink(missing_ok=True)
+            for suffix in ("", ".1"):
+                (self._directory / f"{name}{suffix}").unlink(missing_ok=True)
+
+
+def _checksum(body: str, claimed: list[list[str]]) -> str:
+    return hashlib.sha256(json.dumps([body, claimed]).encode()).hexdigest()
 
 
 def _fsync_directory(directory: Path) -> None:

@@ -472,7 +472,7 @@ class Service:
     def _compare(self, spec: Spec, look: Look) -> None:
         """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""
         begun = self._clock.monotonic()
-        actual = transaction.read(self._kernel)
+        actual = transaction.read(self._kernel, anew=not look.because)  # what left no evidence, too, is to be found
         left = transaction.plan(spec, self._facts, actual)
         if not left:
             self._committed(spec, spec, Done(left, actual), ())

@@ -9,6 +9,7 @@ never undoes the change.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Collection
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from gateway import meters, transaction
+from gateway.chase import Chase
 from gateway.drift import LOOK_SHARE, Drift, Look
 from gateway.follow import Announcing, Followers
 from gateway.journal import Asker, Journal
@@ -111,6 +113,7 @@ class Service:
         self.journal = journal or Journal(clock)
         """What happened: one event for each change, repair and refusal."""
         self._drift = drift or Drift(clock, self.journal)
+        self._chase = Chase(clock)
         self._retry_at: float | None = None
         self._started = clock.monotonic()
         # A job to do, a request to look at the links again, or None: the end.
@@ -280,7 +283,8 @@ class Service:
     def _pending(self) -> list[str]:
         unknown = ["the last state is not known yet"] if not self._known else []
         unapplied = ["kernel does not equal the spec"] if self._unapplied or self._drift.differs else []
-        return unknown + unapplied + self._followers.pending()
+        lagging = ["the chains do not follow the maps"] if self._chase.failed else []
+        return unknown + unapplied + lagging + self._followers.pending()
 
     # --- the writer thread --------------------------------------------------------------------------------
 
@@ -293,6 +297,7 @@ class Service:
                 self._tend()
                 continue
             if job is None:
+                self._follow_maps(due=self._chase.behind)
                 return
             if job == "look":
                 self._look_queued.clear()
@@ -303,13 +308,14 @@ class Service:
 
     def _patience(self) -> float:
         """Seconds until something is to be done without being asked."""
-        wait = self._drift.wait()
+        wait = min(self._drift.wait(), math.inf if (chase := self._chase.wait()) is None else chase)
         return wait if self._retry_at is None else min(wait, max(0.0, self._retry_at - self._clock.monotonic()))
 
     def _tend(self) -> None:
         """Do what is due: look whether the kernel is still as wanted, try again what is outstanding."""
         if (look := self._drift.due()) is not None:
             self._catch_up(look)
+        self._follow_maps(due=self._chase.due())
         now = self._clock.monotonic()
         if self._known and not (self._unapplied or self._followers.pending()):
             self._retry_at = None
@@ -318,6 +324,25 @@ class Service:
         elif now >= self._retry_at:
             self._retry_at = None
             self._retry()
+
+    def _follow_maps(self, *, due: bool) -> None:
+        """Bring the chains up to what the maps say already; a failure is told, and tried again, never undone."""
+        if not due or self._spec is None:
+            return
+        try:
+            done = transaction.apply(self._kernel, self._spec, self._facts)
+        except Exception as error:
+            if not isinstance(error, Refused):
+                log.exception("the chains do not follow the maps")
+            self._chase.fail()
+            self._failed("chains", error)
+        else:
+            self._actual = done.actual
+            self._note_behind(behind=False)
+
+    def _note_behind(self, *, behind: bool) -> None:
+        self._chase.note(behind=behind)
+        self._fastpath = self._fastpath.model_copy(update={"behind": behind})
 
     def _retry(self) -> None:
         if self._unapplied or not self._known:
@@ -352,9 +377,10 @@ class Service:
         new = job.edit(old)
         facts = replace(self._facts, dismissed=job.dismiss)
         if job.dry_run:
+            self._follow_maps(due=self._chase.behind)  # what is owed is no difference that anybody asks for
             actual = transaction.read(self._kernel)
             return Outcome(new, transaction.plan(new, facts, actual), read=actual)
-        done = transaction.apply(self._kernel, new, facts)
+        done = transaction.apply(self._kernel, new, facts, follow=True)
         plan = done.plan
         self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
         announced = self._committed(old, new, done, job.announce)
@@ -375,6 +401,7 @@ class Service:
         if done.plan or new != old:
             self._generation += 1
         self._note_fastpath(new, done.actual)
+        self._note_behind(behind=done.behind)
         meters.TRANSACTION_STEPS.add(amount=len(done.plan.steps))
         if new != old:
             self._spec = new
@@ -390,7 +417,7 @@ class Service:
         if not isinstance(spec, GatewaySpec) or not spec.initialized or self._kernel.maps is None:
             return
         reason = without_maps(self._facts, actual)
-        now = FastpathStatus(on=not reason, reason=reason)
+        now = FastpathStatus(on=not reason, reason=reason, behind=self._fastpath.behind)
         if now != self._fastpath:
             self._fastpath = now
             what = f"the chains decide alone: {reason}" if reason else "maps decide ahead of the chains"
@@ -487,6 +514,7 @@ class Service:
     def _compare(self, spec: Spec, look: Look) -> None:
         """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""
         begun = self._clock.monotonic()
+        self._follow_maps(due=self._chase.behind)  # what we still owe is nobody else's doing
         actual = transaction.read(self._kernel, anew=not look.because)  # what left no evidence, too, is to be found
         left = transaction.plan(spec, self._facts, actual)
         if not left:

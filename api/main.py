@@ -98,7 +98,7 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
     """The drivers; for the writer's thread, in whose network namespace they open their sockets."""
     generation = Generation()
     firewall = RememberedFirewall(_firewall(settings, generation))
-    links, shaper = KernelLinks(), KernelShaper()
+    links, shaper, maps = KernelLinks(), KernelShaper(), KernelMaps(firewall.variant, generation)
     watch = Watch(evidence(firewall.variant, events))
     kernel = Kernel(
         WatchedFirewall(firewall, watch),
@@ -106,8 +106,8 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
         KernelFlows(),
         WatchedNft(KernelNft(generation), watch),
         WatchedShaper(shaper, watch),
-        maps=WatchedMaps(KernelMaps(firewall.variant, generation), watch),
-        memory=Memories(firewall, (links,)),
+        maps=WatchedMaps(maps, watch),
+        memory=Memories(firewall, (links, maps)),
     )
     return kernel, watch
 

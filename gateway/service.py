@@ -26,6 +26,7 @@ from gateway.status import (
     ConflictStatus,
     Counts,
     ErrorStatus,
+    FastpathStatus,
     LinkStatus,
     Status,
     TransactionCounts,
@@ -35,7 +36,7 @@ from gateway.transaction import Done, Kernel
 from rules.advice import warnings
 from rules.appliance import OtherAppliance, Spec, adopt, only
 from rules.changes import changes
-from rules.desired import Facts
+from rules.desired import Facts, without_maps
 from rules.differences import differences
 from rules.edit import Conflict, NotInitialized
 from rules.loadbalancer import LoadBalancerSpec
@@ -121,6 +122,7 @@ class Service:
         self._generation = 0
         self._unapplied = False  # the kernel is not known to equal the spec
         self._rejected = ("", "")
+        self._fastpath = FastpathStatus()
 
     # --- any thread ---------------------------------------------------------------------------------------
 
@@ -261,6 +263,7 @@ class Service:
             last_error=self._error,
             pending=pending,
             warnings=warnings(spec) if isinstance(spec, GatewaySpec) else [],
+            fastpath=self._fastpath,
             generation=self._generation,
             transactions=self._counts,
             drift=self._drift.status(),
@@ -358,6 +361,7 @@ class Service:
         self._actual = done.actual
         if done.plan or new != old:
             self._generation += 1
+        self._note_fastpath(new, done.actual)
         meters.TRANSACTION_STEPS.add(amount=len(done.plan.steps))
         if new != old:
             self._spec = new
@@ -367,6 +371,17 @@ class Service:
         announced = self._followers.announce(old, new, done.actual, asked)
         self._followers.save(Stored(new, self._facts.claimed))
         return announced
+
+    def _note_fastpath(self, spec: Spec, actual: Actual) -> None:
+        """Say once whether maps decide, and why not, for everything else works alike."""
+        if not isinstance(spec, GatewaySpec) or not spec.initialized or self._kernel.maps is None:
+            return
+        reason = without_maps(self._facts, actual)
+        now = FastpathStatus(on=not reason, reason=reason)
+        if now != self._fastpath:
+            self._fastpath = now
+            what = f"the chains decide alone: {reason}" if reason else "maps decide ahead of the chains"
+            self.journal.record("fastpath", "gateway", what)
 
     def _recover(self, recovered: Future[Outcome | None]) -> None:
         """Make the last stored spec stand again or, without one, adopt what the kernel's own rules say."""
@@ -449,7 +464,7 @@ class Service:
     def _compare(self, spec: Spec, look: Look) -> None:
         """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""
         begun = self._clock.monotonic()
-        actual = transaction.read(self._kernel)
+        actual = transaction.read(self._kernel, anew=not look.because)  # what left no evidence, too, is to be found
         left = transaction.plan(spec, self._facts, actual)
         if not left:
             self._committed(spec, spec, Done(left, actual), ())

@@ -10,6 +10,13 @@ export function remember(token) {
   sessionStorage.setItem(TOKEN, token);
 }
 
+// `natgw console` puts its token behind the #, which browsers send to nobody; it does not stay in the address.
+const given = new URLSearchParams(location.hash.slice(1)).get("token");
+if (given) {
+  remember(given);
+  history.replaceState(null, "", location.pathname);
+}
+
 async function ask(path, headers = {}, signal = undefined) {
   const token = sessionStorage.getItem(TOKEN);
   if (token) headers = { ...headers, Authorization: `Bearer ${token}` };

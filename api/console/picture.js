@@ -1,6 +1,6 @@
 // The gateway as a picture, and the rates of the last minutes as two curves. SVG, made anew from values each time.
 
-import { bits, count } from "./words.js";
+import { bits, count, several } from "./words.js";
 
 export const svg = (name, attributes = {}, ...children) => {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -43,10 +43,10 @@ export function picture(status, spec, traffic) {
   const { vpc, external } = status.interfaces;
   const counts = status.counts;
   const rules = [
-    ["", `${counts.fips} floating IPs`],
-    ["", `${counts.dnats + counts.sharedDnats} port mappings`],
-    ["", `${counts.snats} source translations`],
-    ["", `${counts.qos} bandwidth limits`],
+    ["", several(counts.fips, "floating IP")],
+    ["", several(counts.dnats + counts.sharedDnats, "port mapping")],
+    ["", several(counts.snats, "source translation")],
+    ["", several(counts.qos, "bandwidth limit")],
     ["quiet", `iptables-${status.variant}`],
     ["quiet", `${count(traffic.conntrack.count ?? 0)} of ${count(traffic.conntrack.max ?? 0)} connections`],
   ];
@@ -54,7 +54,7 @@ export function picture(status, spec, traffic) {
   const outside = [
     ...side(status, external),
     [status.arp.on ? "quiet" : "bad", status.arp.on ? "answers ARP" : "answers no ARP (no EIP)"],
-    ["", `${counts.eips} EIPs`],
+    ["", several(counts.eips, "EIP")],
     ...(spec?.gatewayV4 ? [["", `gateway ${spec.gatewayV4}`]] : []),
     ...(status.conflicts.length ? [["bad", `${status.conflicts.length} held by others too`]] : []),
   ];

@@ -13,6 +13,7 @@ function scaled(value, step) {
 
 export const bits = (bytesPerSecond) => `${scaled(bytesPerSecond * 8, 1000)}bit/s`;
 export const count = (value) => scaled(value, 1000).trim();
+export const several = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 export const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
 
 export function duration(seconds) {

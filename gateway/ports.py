@@ -32,6 +32,13 @@ class Refused(Exception):
         self.retryable = retryable
 
 
+class Busy(Refused):
+    """More is asked for than is done in time: nothing was tried, and a later try may find a shorter queue."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("busy", reason, retryable=True)
+
+
 class Moved(Refused):
     """Somebody else wrote to a netfilter table since the reading that an edit was made for; the edit did not happen."""
 
@@ -156,6 +163,10 @@ class Maps(Protocol):
 
     def commit(self, edits: Sequence[MapEdit]) -> None:
         """Carry the edits out as one transaction; raises Refused and changes nothing."""
+        ...
+
+    def share(self, table: MapTable) -> None:
+        """Keep the very objects of a table that equals the one that stands, so that they are compared at once."""
         ...
 
 

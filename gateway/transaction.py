@@ -144,6 +144,8 @@ def apply(kernel: Kernel, spec: Spec, facts: Facts, *, follow: bool = False) -> 
         left = delta(wanted, actual)
         if not left and kernel.memory:
             kernel.memory.share(wanted.chains)
+        if not left and kernel.maps and wanted.maps:
+            kernel.maps.share(wanted.maps)
         return left
 
     done = converge(kernel, planned)

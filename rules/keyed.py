@@ -43,7 +43,12 @@ class Keyed(Generic[T]):
 
     def put(self, item: T) -> Self:
         """The collection with ``item`` in it; an object of the same identity is replaced in place."""
-        return self._with({**self._items, item.key: item})
+        key = item.key
+        if self._items.get(key) == item:
+            return self
+        items = self._items.copy()
+        items[key] = item
+        return self._with(items)
 
     def drop(self, key: object) -> Self:
         """The collection without the object of this identity."""
@@ -76,7 +81,9 @@ class Keyed(Generic[T]):
 
     def __eq__(self, other: object) -> bool:
         """Equal objects in equal order: order of creation is part of what the collection says."""
-        return isinstance(other, Keyed) and (self._items is other._items or list(self) == list(other))
+        if not isinstance(other, Keyed) or len(self._items) != len(other._items):
+            return False
+        return self._items is other._items or list(self) == list(other)
 
     def __hash__(self) -> int:
         return hash(tuple(self._items))

@@ -8,6 +8,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar, get_args
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from rules.splice import Splice, splice
+
 
 class HasKey(Protocol):
     """Something with an identity: two objects with one key cannot both stand."""
@@ -26,10 +28,11 @@ class Keyed(Generic[T]):
     the same identity raise a pydantic error of type ``conflict`` whose message names both.
     """
 
-    __slots__ = ("_items",)
+    __slots__ = ("_items", "_known")
 
     def __init__(self, items: Iterable[T] = ()) -> None:
         self._items: dict[Any, T] = {}
+        self._known: tuple[Keyed[T], Splice[T]] | None = None
         for item in items:
             other = self._items.setdefault(item.key, item)
             if other != item:
@@ -65,9 +68,19 @@ class Keyed(Generic[T]):
         known = standing._items.get
         return self._with({key: other if (other := known(key)) == item else item for key, item in self._items.items()})
 
+    def since(self, old: Keyed[T]) -> Splice[T]:
+        """What turns ``old`` into this; asked again for the same one, it is not looked for again."""
+        if self is old:
+            return Splice(len(self._items), (), ())
+        if self._known is None or self._known[0] is not old:
+            old._known = None  # else each version would keep all before it
+            self._known = (old, splice(tuple(old), tuple(self)))
+        return self._known[1]
+
     def _with(self, items: dict[Any, T]) -> Self:
         other = type(self).__new__(type(self))
         other._items = items
+        other._known = None
         return other
 
     def __iter__(self) -> Iterator[T]:

@@ -19,9 +19,10 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http_app import build_app
-from api.http_guards import PEER, BearerToken
-from api.listen import CannotListen, check_listen, tcp_socket
-from api.traffic import TrafficReader
+from api.http_guards import PEER, BearerToken, Counted
+from api.http_traffic import Figures, metrics_app
+from api.listen import METRICS_LISTEN, CannotListen, check_listen, tcp_socket
+from api.metrics import ShapedReader, no_limits
 from api.watching import SOCKET_NAME as FLOWS_SOCKET
 from gateway.service import Service
 
@@ -32,23 +33,36 @@ _UCRED = struct.Struct("3i")
 
 
 async def serve_http(
-    service: Service, run_dir: Path, listen: str | None, token_file: Path | None, stop: asyncio.Event
+    service: Service,
+    run_dir: Path,
+    listen: str | None,
+    token_file: Path | None,
+    stop: asyncio.Event,
+    *,
+    metrics_listen: str | None = None,
+    shaped: ShapedReader = no_limits,
 ) -> None:
     """Answer on ``run_dir/api.sock`` and, if given, on ``listen`` (addr:port) until ``stop`` is set.
+
+    On ``metrics_listen`` nothing is answered but ``/metrics`` and ``/healthz``, to anybody. ``shaped`` reads what the
+    kernel counts of bandwidth limits.
 
     Running requests get some seconds to end. Raises CannotListen before anything listens when ``listen`` has no
     usable ``token_file`` or an address cannot be bound.
     """
     tokens = check_listen(listen, token_file) if listen else None
-    traffic = TrafficReader(lambda: service.spec, run_dir / FLOWS_SOCKET)
+    figures = Figures.of(service, run_dir / FLOWS_SOCKET, shaped)
     async with contextlib.AsyncExitStack() as stack:
         listeners: list[tuple[ASGIApp, socket.socket]] = []
         if listen and tokens:
             tcp = stack.enter_context(contextlib.closing(tcp_socket(listen)))
-            listeners.append((BearerToken(build_app(service, traffic=traffic), tokens), tcp))
+            listeners.append((BearerToken(build_app(service, figures=figures), tokens), tcp))
+        if metrics_listen:
+            bare = stack.enter_context(contextlib.closing(tcp_socket(metrics_listen, METRICS_LISTEN)))
+            listeners.append((metrics_app(figures), bare))
         unix = stack.enter_context(unix_listener(run_dir / SOCKET_NAME))
-        listeners.append((build_app(service, traffic=traffic), unix))
-        running = [await stack.enter_async_context(_serving(app, sock)) for app, sock in listeners]
+        listeners.append((build_app(service, figures=figures), unix))
+        running = [await stack.enter_async_context(_serving(Counted(app), sock)) for app, sock in listeners]
         stopping = asyncio.create_task(_wait(stop))
         stack.callback(stopping.cancel)
         await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from api import execbalancer
 from api.execserver import ExecServer
-from api.listen import check_listen
+from api.listen import METRICS_LISTEN, check_listen, parse_listen
 from api.logs import log_to
 from api.settings import BadSetting, Settings, interfaces_file
 from api.watching import Watching
@@ -38,6 +38,7 @@ from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.shaper import KernelShaper
+from gateway.kernel.tcstats import shaped
 from gateway.kernel.variant import choose, iptables_version
 from gateway.ports import Firewall
 from gateway.service import Service
@@ -71,6 +72,8 @@ def main() -> int:
         log_to(settings.run_dir / "natgw.log", settings.log)
         if settings.listen:
             check_listen(settings.listen, settings.token_file)  # before anything starts, not in the midst of it
+        if settings.metrics_listen:
+            parse_listen(settings.metrics_listen, METRICS_LISTEN)
         with _only_one(settings.run_dir):
             asyncio.run(_serve(settings))
     except (BadSetting, AlreadyRunning, ValidationError, OSError) as error:
@@ -177,7 +180,15 @@ async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event)
     try:
         face = await asyncio.to_thread(importlib.import_module, "api.http")
         serve: Callable[..., Awaitable[None]] = face.serve_http
-        await serve(service, settings.run_dir, settings.listen, settings.token_file, stop)
+        await serve(
+            service,
+            settings.run_dir,
+            settings.listen,
+            settings.token_file,
+            stop,
+            metrics_listen=settings.metrics_listen,
+            shaped=shaped,
+        )
     except Exception:
         log.exception("the HTTP face has ended; verbs are still answered")
     await stop.wait()

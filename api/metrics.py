@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -24,7 +25,7 @@ from gateway.observer.interfaces import parse_proc_net_dev
 from gateway.ports import Shaped
 from gateway.service import Service
 from gateway.traffic import Conntrack
-from gateway.watcher.exposition import MOST_OBJECTS, Metric
+from gateway.watcher.exposition import MOST_OBJECTS, Metric, text
 from rules.qos import classes
 from rules.spec import EipLimit, Limit
 from rules.tc import ClassKey
@@ -113,10 +114,15 @@ class GatewayCollector(Collector):
         yield _family(names.BACKLOG, [(labels, each.backlog) for labels, each in counters])
 
 
+def no_limits(classes: Iterable[ClassKey]) -> Mapping[ClassKey, Shaped]:
+    """Where there is no kernel to ask."""
+    return {}
+
+
 class Exposition:
     """The whole text of ``/metrics``; for any thread. ``watcher`` is the flow watcher's socket, ``shaped`` reads tc."""
 
-    def __init__(self, service: Service, watcher: Path, shaped: ShapedReader) -> None:
+    def __init__(self, service: Service, watcher: Path | None, shaped: ShapedReader) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(GatewayCollector(service, shaped))
         ProcessCollector(namespace="natgw", registry=self._registry)
@@ -124,23 +130,12 @@ class Exposition:
 
     def __call__(self) -> bytes:
         """As it is now. Without a flow watcher its metrics are missing, and one says that there is none."""
-        try:
-            watched = asked(self._watcher, b"metrics\n")
-        except OSError as error:
-            log.info("the flow watcher cannot be asked: %s", error)
-            watched = b""
-        up = _family(names.WATCHER_UP, [((), bool(watched))])
-        return generate_latest(self._registry) + generate_latest(_Single(up)) + watched
-
-
-class _Single(Collector):
-    """One family as a registry."""
-
-    def __init__(self, family: Family) -> None:
-        self._family = family
-
-    def collect(self) -> Iterable[Family]:
-        return (self._family,)
+        watched = b""
+        if self._watcher is not None:
+            with suppress(OSError):
+                watched = asked(self._watcher, b"metrics\n")
+        up = text(names.WATCHER_UP, [((), int(bool(watched)))])
+        return generate_latest(self._registry) + up.encode() + watched
 
 
 def _limit(limit: Limit) -> tuple[str, ...]:

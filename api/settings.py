@@ -29,6 +29,7 @@ class Settings:
     arp: ArpPolicy
     listen: str | None
     token_file: Path | None
+    metrics_listen: str | None
     log: LogFormat = "console"
 
     @classmethod
@@ -47,6 +48,7 @@ class Settings:
             arp=cast(ArpPolicy, _one_of(environment, "NATGW_ARP", get_args(ArpPolicy))),
             listen=environment.get("NATGW_LISTEN") or None,
             token_file=Path(token_file) if token_file else None,
+            metrics_listen=environment.get("NATGW_METRICS_LISTEN") or None,
             log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),
         )
 

@@ -96,6 +96,13 @@ METRICS: tuple[Metric, ...] = (
 """All of them, in the order in which they are told."""
 
 
+def text(metric: Metric, samples: Iterable[tuple[tuple[str, ...], float]]) -> str:
+    """One metric's text."""
+    lines: list[str] = []
+    _family(lines, metric, samples)
+    return "\n".join([*lines, ""])
+
+
 def exposition(ledger: Ledger, at: float, collector: Mapping[str, Any], log: Mapping[str, Any]) -> str:
     """All samples; ``at``, ``collector`` and ``log`` are as in ``gateway.watcher.report``."""
     accounts = ledger.accounts
@@ -122,13 +129,13 @@ def exposition(ledger: Ledger, at: float, collector: Mapping[str, Any], log: Map
     ):
         _family(lines, metric, [((), value)])
     _family(lines, EVENTS, [((event,), number) for event, number in ledger.events.items()])
-    for metric, value in (
+    for metric, said in (
         (LOST, collector["lost"]),
         (RESYNCS, collector["resyncs"]),
         (RESYNC, collector["resyncSeconds"]),
         (READ_AT, at),
     ):
-        _family(lines, metric, [((), value)])
+        _family(lines, metric, [((), said)])
     if log["enabled"]:
         _family(lines, LOGGED, [((), log["records"])])
         _family(lines, LOG_DROPS, [((reason,), number) for reason, number in log["drops"].items()])

@@ -1,7 +1,8 @@
 """The flow watcher's process: standard input brings the spec's objects, an inherited socket the questions.
 
 A line of input is a JSON object with ``eips``, ``fips``, ``dnats`` and ``snats`` (``Objects.of``). A question is the
-line ``report`` (JSON) or ``metrics`` (Prometheus' text). The process ends with its input, so it cannot outlive the daemon.
+line ``report`` (JSON) or ``metrics`` (Prometheus' text). The process ends with its input, so it cannot outlive the
+daemon.
 """
 
 from __future__ import annotations

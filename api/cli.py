@@ -95,15 +95,24 @@ def serve(context: typer.Context) -> None:
 
 
 @app.command()
-def status(context: typer.Context, as_json: AsJson = False) -> None:
-    """Say how the gateway is: readiness, interfaces, ARP, counts, address conflicts, the last error."""
-    said = ask(context, "GET", "/v1/status")
+def status(
+    context: typer.Context,
+    as_json: AsJson = False,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Compare the kernel with the desired state, and say what was repaired last.")
+    ] = False,
+) -> None:
+    """Say how the gateway is: readiness, interfaces, ARP, counts, address conflicts, the last error.
+
+    With --diff: how the kernel differs from the desired state now, and what others had changed before it was repaired.
+    """
+    said = ask(context, "GET", "/v1/drift" if diff else "/v1/status")
     if as_json:
         print_json(said)
-    else:
-        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
+        return
+    from api import show  # noqa: PLC0415 -- rich is not needed for JSON
 
-        show.show_status(said)
+    (show.show_drift if diff else show.show_status)(said)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from api.http_drift import add_drift
 from api.http_events import add_events
 from api.http_gateway import Committer, add_gateway, add_probes, add_views
 from api.http_guards import SizeLimit
@@ -43,6 +44,7 @@ def build_app(service: Service, *, max_body: int = MAX_BODY_BYTES, figures: Figu
     add_gateway(app, service, commit)
     add_items(app, service, commit)
     add_views(app, service)
+    add_drift(app, service)
     add_events(app, service.journal)
     add_probes(app, service)
     add_traffic(app, figures or Figures.of(service))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import flows, page
+from bench import flows, observing, page
 from bench.generator import BUILD
 from bench.pictures import draw
 from bench.report import Report, save
@@ -16,6 +16,7 @@ from bench.scale import Scale
 
 QUESTIONS: dict[str, tuple[Callable[[Scale], Report], ...]] = {
     "flows": (flows.dnats, flows.kinds),
+    "observe": (observing.scrapes, observing.followed),
 }
 
 

@@ -81,7 +81,7 @@ BEYOND = Metric("natgw_flows_beyond_capacity_total", "counter", "Connections tha
 EVENTS = Metric("natgw_flow_events_total", "counter", "Events of connections that the kernel told of.", ("event",))
 LOST = Metric("natgw_flow_events_lost_total", "counter", "Times that the kernel dropped events; a resync follows each.")
 RESYNCS = Metric("natgw_flow_resyncs_total", "counter", "Dumps of the kernel's table in the background.")
-RESYNC = Metric("natgw_flow_resync_seconds", "gauge", "What the last of them took.")
+RESYNC = Metric("natgw_flow_resync_seconds", "gauge", "CPU time of the last of them.")
 READ_AT = Metric(
     "natgw_flow_resync_timestamp_seconds", "gauge", "When the last of them ended, as far as living connections count."
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from api.http_console import add_console
 from api.http_drift import add_drift
 from api.http_events import add_events
 from api.http_gateway import Committer, add_gateway, add_probes, add_views
@@ -48,6 +49,7 @@ def build_app(service: Service, *, max_body: int = MAX_BODY_BYTES, figures: Figu
     add_events(app, service.journal)
     add_probes(app, service)
     add_traffic(app, figures or Figures.of(service))
+    add_console(app)
     _say_problem_json(app)
     return app
 

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from api import execbalancer
 from api.execserver import ExecServer
-from api.listen import METRICS_LISTEN, check_listen, parse_listen
+from api.listen import check_listen
 from api.logs import log_to
 from api.settings import BadSetting, Settings, interfaces_file
 from api.watching import Watching
@@ -79,8 +79,6 @@ def main() -> int:
         log_to(settings.run_dir / "natgw.log", settings.log)
         if settings.listen:
             check_listen(settings.listen, settings.token_file)  # before anything starts, not in the midst of it
-        if settings.metrics_listen:
-            parse_listen(settings.metrics_listen, METRICS_LISTEN)
         with _only_one(settings.run_dir):
             asyncio.run(_serve(settings))
     except (BadSetting, AlreadyRunning, ValidationError, OSError) as error:

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from api.listen import CannotListen, parse_listen
+from api.listen import METRICS_LISTEN, CannotListen, parse_listen
 from gateway.drift import Policy as DriftPolicy
 from gateway.watcher.options import LogOptions
 from rules.desired import ArpPolicy
@@ -69,9 +69,9 @@ def _input_policy(environment: Mapping[str, str]) -> InputPolicy | None:
     choice = _one_of(environment, "NATGW_INPUT", ("open", "protect"))
     ports = [_port(word) for word in _listed(environment, "NATGW_METRICS_PORTS")]
     peers = [_peer(word) for word in _listed(environment, "NATGW_BGP_PEERS")]
-    places = [environment.get(name) for name in ("NATGW_LISTEN", "NATGW_METRICS_LISTEN")]
+    places = {name: environment.get(name) for name in ("NATGW_LISTEN", METRICS_LISTEN)}
     try:
-        listeners = tuple(parse_listen(place) for place in places if place)
+        listeners = tuple(parse_listen(place, name) for name, place in places.items() if place)
     except CannotListen as error:
         raise BadSetting(str(error)) from error
     return InputPolicy(tuple(ports), tuple(peers), listeners) if choice == "protect" else None

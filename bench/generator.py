@@ -121,13 +121,17 @@ class Line:
         used = cpu_seconds(self._poller) - cpu
         return Round(sent, after[0] - right, after[1] - wrong, self._tracked(), took, used)
 
+    def send(self, seconds: float, rate: float) -> None:
+        """Send for that long, and look at nothing."""
+        self._send(seconds, rate, 0)
+
     def fill(self, entries: int, rate: float) -> int:
         """Open connections, at most ``rate`` a second, until the gateway tracks about so many; how many it tracks.
 
         On a busy machine some do not arrive, so it is looked again until enough did.
         """
         while (missing := entries - self._tracked()) > entries / 100:
-            self._send(missing / rate, rate)
+            self._send(missing / rate, rate, 0)
             self._settled()
         return self._tracked()
 

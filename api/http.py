@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,10 +21,12 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http_app import build_app
-from api.http_guards import PEER, BearerToken, Counted
+from api.http_guards import PEER, BearerToken, Counted, LocalUsers
 from api.http_traffic import Figures, metrics_app
-from api.listen import METRICS_LISTEN, CannotListen, check_listen, tcp_socket
+from api.listen import METRICS_LISTEN, CannotListen, check_listen, check_place, tcp_socket
 from api.metrics import ShapedReader, no_limits
+from api.rate import Buckets, RateLimit
+from api.tls import Exposure, reloading
 from api.watching import SOCKET_NAME as FLOWS_SOCKET
 from gateway.service import Service
 
@@ -39,6 +43,7 @@ async def serve_http(
     token_file: Path | None,
     stop: asyncio.Event,
     *,
+    exposure: Exposure = Exposure(),  # noqa: B008 -- frozen
     metrics_listen: str | None = None,
     shaped: ShapedReader = no_limits,
 ) -> None:
@@ -47,22 +52,24 @@ async def serve_http(
     On ``metrics_listen`` nothing is answered but ``/metrics`` and ``/healthz``, to anybody. ``shaped`` reads what the
     kernel counts of bandwidth limits.
 
-    Running requests get some seconds to end. Raises CannotListen before anything listens when ``listen`` has no
-    usable ``token_file`` or an address cannot be bound.
+    Running requests get some seconds to end. Raises CannotListen before anything listens when ``listen`` has neither a
+    usable ``token_file`` nor callers' certificates to ask for, or where it must not listen or cannot.
     """
-    tokens = check_listen(listen, token_file) if listen else None
     figures = Figures.of(service, run_dir / FLOWS_SOCKET, shaped)
     async with contextlib.AsyncExitStack() as stack:
-        listeners: list[tuple[ASGIApp, socket.socket]] = []
-        if listen and tokens:
-            tcp = stack.enter_context(contextlib.closing(tcp_socket(listen)))
-            listeners.append((BearerToken(build_app(service, figures=figures), tokens), tcp))
+        listeners: list[_Listener] = []
+        if listen:
+            listeners.append(
+                _over_tcp(stack, service, figures, listen=listen, token_file=token_file, exposure=exposure)
+            )
         if metrics_listen:
             bare = stack.enter_context(contextlib.closing(tcp_socket(metrics_listen, METRICS_LISTEN)))
-            listeners.append((metrics_app(figures), bare))
+            limited = RateLimit(metrics_app(figures), Buckets(*exposure.rate), time.monotonic)
+            listeners.append((limited, (bare, None)))
         unix = stack.enter_context(unix_listener(run_dir / SOCKET_NAME))
-        listeners.append((build_app(service, figures=figures), unix))
-        running = [await stack.enter_async_context(_serving(Counted(app), sock)) for app, sock in listeners]
+        mine = frozenset({0, os.geteuid()})
+        listeners.append((LocalUsers(build_app(service, figures=figures), mine), (unix, None)))
+        running = [await stack.enter_async_context(_serving(Counted(app), *where)) for app, where in listeners]
         stopping = asyncio.create_task(_wait(stop))
         stack.callback(stopping.cancel)
         await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
@@ -70,6 +77,32 @@ async def serve_http(
         for server in running:
             if server.done():
                 server.result()
+
+
+_Listener = tuple[ASGIApp, tuple[socket.socket, ssl.SSLContext | None]]
+
+
+def _over_tcp(
+    stack: contextlib.AsyncExitStack,
+    service: Service,
+    figures: Figures,
+    *,
+    listen: str,
+    token_file: Path | None,
+    exposure: Exposure,
+) -> _Listener:
+    """The application behind its guards, the outermost first: rate, token, size; and where it listens."""
+    tls = exposure.tls
+    tokens = check_listen(listen, token_file, mutual_tls=exposure.mutual)
+    context = reloading(tls) if tls else None
+    if not exposure.anywhere:
+        sides = service.status().interfaces
+        check_place(listen, (sides.vpc, sides.external))
+    app: ASGIApp = build_app(service, figures=figures)
+    if tokens:
+        app = BearerToken(app, tokens)
+    tcp = stack.enter_context(contextlib.closing(tcp_socket(listen)))
+    return RateLimit(app, Buckets(*exposure.rate), time.monotonic), (tcp, context)
 
 
 async def _wait(stop: asyncio.Event) -> None:
@@ -87,6 +120,16 @@ class _Protocol(H11Protocol):
             self.client = (f"{PEER}{pid},{uid}", 0)
 
 
+class _Config(uvicorn.Config):
+    """A configuration with a TLS context made elsewhere."""
+
+    context: ssl.SSLContext | None = None
+
+    def load(self) -> None:
+        super().load()
+        self.ssl = self.context
+
+
 class _Server(uvicorn.Server):
     """A uvicorn that leaves the process's signals to the daemon."""
 
@@ -96,23 +139,23 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _serving(app: ASGIApp, sock: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+async def _serving(app: ASGIApp, sock: socket.socket, tls: ssl.SSLContext | None) -> AsyncIterator[asyncio.Task[None]]:
     """A server at work in its thread; it ends with the block."""
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=_Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
+    config = _Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    config.context = tls
+    server = _Server(config)
     running = asyncio.create_task(asyncio.to_thread(server.run, [sock]))
     try:
         yield running

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from api import execbalancer
 from api.execserver import ExecServer
-from api.listen import check_listen
+from api.listen import check_listen, check_place
 from api.logs import log_to
 from api.settings import BadSetting, Settings, interfaces_file
 from api.watching import Watching
@@ -38,15 +38,19 @@ from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.evidence import Events, evidence
 from gateway.kernel.generation import Generation
 from gateway.kernel.links import KernelLinks
+from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
+from gateway.kernel.restore import RestoreFirewall
 from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.variant import choose, iptables_version
+from gateway.ports import Firewall, Refused, Variant
 from gateway.remembered import EvidentFirewall, Memories, RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
-from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedNft, WatchedShaper
+from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
 from rules.desired import Facts
+from rules.inputguard import guard_chain
 from rules.spec import Interfaces
 
 log = logging.getLogger("natgw")
@@ -72,14 +76,25 @@ def main() -> int:
         settings = Settings.from_environment(os.environ)
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         log_to(settings.run_dir / "natgw.log", settings.log)
-        if settings.listen:
-            check_listen(settings.listen, settings.token_file)  # before anything starts, not in the midst of it
+        _check_listening(settings)  # before anything starts, not in the midst of it
         with _only_one(settings.run_dir):
             asyncio.run(_serve(settings))
     except (BadSetting, AlreadyRunning, ValidationError, OSError) as error:
         log.error("%s", error)
         return 1
     return 0
+
+
+def _check_listening(settings: Settings) -> None:
+    """Refuse to start where the daemon is asked to listen for whom it must not; raises CannotListen."""
+    if not settings.listen:
+        return
+    check_listen(settings.listen, settings.token_file, mutual_tls=settings.exposure.mutual)
+    if settings.exposure.tls:
+        settings.exposure.tls.load()
+    sides = _interfaces(settings) or Interfaces()
+    if not settings.exposure.anywhere:
+        check_place(settings.listen, (sides.vpc, sides.external))
 
 
 def _only_one(run_dir: Path) -> TextIO:
@@ -97,7 +112,7 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
     """The drivers; for the writer's thread, in whose network namespace they open their sockets."""
     generation = Generation()
     firewall = RememberedFirewall(_firewall(settings, generation))
-    links, shaper = KernelLinks(), KernelShaper()
+    links, shaper, maps = KernelLinks(), KernelShaper(), KernelMaps(firewall.variant, generation)
     watch = Watch(evidence(firewall.variant, events))
     kernel = Kernel(
         WatchedFirewall(firewall, watch),
@@ -105,7 +120,10 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
         KernelFlows(),
         WatchedNft(KernelNft(generation), watch),
         WatchedShaper(shaper, watch),
-        memory=Memories(firewall, (links,)),
+        firewall6=_firewall6(settings, firewall.variant),
+        maps=WatchedMaps(maps, watch),
+        tables6=("mangle",),
+        memory=Memories(firewall, (links, maps)),
     )
     return kernel, watch
 
@@ -123,6 +141,27 @@ def _firewall(settings: Settings, generation: Generation) -> EvidentFirewall:
     from gateway.kernel.nft_variant import NftVariantFirewall  # noqa: PLC0415
 
     return NftVariantFirewall(generation)
+
+
+def _firewall6(settings: Settings, variant: Variant) -> Firewall | None:
+    """The driver of IPv6's tables, where these shall hold something or hold something from an earlier run.
+
+    Asking for a legacy table loads it, and a loaded table stands in the way of every packet.
+    """
+    driver = RestoreFirewall(variant, 6)
+    if settings.input is not None:
+        if Path("/proc/net/if_inet6").exists():
+            return driver
+        log.info("IPv6 is off: NATGW_INPUT=protect is about IPv4 alone")
+        return None
+    loaded = Path("/proc/net/ip6_tables_names")  # of this network namespace
+    if variant == "legacy" and not (loaded.exists() and "mangle" in loaded.read_text().split()):
+        return None
+    try:
+        left = guard_chain(6)[0] in driver.read(("mangle",)).chains
+    except Refused:
+        return None  # no such tables: nothing is left in them
+    return driver if left else None
 
 
 def _interfaces(settings: Settings) -> Interfaces | None:
@@ -148,7 +187,7 @@ async def _serve(settings: Settings) -> None:
         announcer,
         Store(settings.state_dir),
         clock,
-        facts=Facts(settings.arp),
+        facts=Facts(settings.arp, fastpath=settings.fastpath, input=settings.input),
         interfaces=_interfaces(settings),
         version=version("vpc-nat-gateway"),
         drift=Drift(clock, journal, settings.drift, watch),
@@ -200,7 +239,7 @@ async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event)
     try:
         face = await asyncio.to_thread(importlib.import_module, "api.http")
         serve: Callable[..., Awaitable[None]] = face.serve_http
-        await serve(service, settings.run_dir, settings.listen, settings.token_file, stop)
+        await serve(service, settings.run_dir, settings.listen, settings.token_file, stop, exposure=settings.exposure)
     except Exception:
         log.exception("the HTTP face has ended; verbs are still answered")
     await stop.wait()

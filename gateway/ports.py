@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rules.flows import Flow, FlowFilter
+from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import AddressKey, LinkState, LinkStep, PolicyRule, RouteEntry, RouteKey
@@ -29,6 +30,13 @@ class Refused(Exception):
         self.step = step
         self.reason = reason
         self.retryable = retryable
+
+
+class Busy(Refused):
+    """More is asked for than is done in time: nothing was tried, and a later try may find a shorter queue."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("busy", reason, retryable=True)
 
 
 class Moved(Refused):
@@ -135,6 +143,30 @@ class Nft(Protocol):
 
     def commit(self, commands: Sequence[NftCommand]) -> None:
         """Carry the commands out as one transaction; raises Refused and changes nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class MapsReading:
+    """The table of maps, and in ``hindrance`` why there can be none; empty where there can."""
+
+    table: MapTable
+    hindrance: str = ""
+
+
+class Maps(Protocol):
+    """The nftables table of maps that decide ahead of the chains."""
+
+    def read(self) -> MapsReading:
+        """What it holds, and whether there is anything in the kernel that speaks against it."""
+        ...
+
+    def commit(self, edits: Sequence[MapEdit]) -> None:
+        """Carry the edits out as one transaction; raises Refused and changes nothing."""
+        ...
+
+    def share(self, table: MapTable) -> None:
+        """Keep the very objects of a table that equals the one that stands, so that they are compared at once."""
         ...
 
 

@@ -52,6 +52,20 @@ class DestinationPort:
 
 
 @dataclass(frozen=True, slots=True)
+class Protocol:
+    """``-p icmp``: a protocol, whatever its ports (icmp, ipv6-icmp)."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """``-m conntrack --ctstate RELATED,ESTABLISHED``: what belongs to a connection that stands."""
+
+    names: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """``-m mark --mark value/mask``: the packet's mark under a mask."""
 
@@ -67,12 +81,19 @@ class Conntrack:
     orig_dst: str
 
 
-Match = Source | Destination | InInterface | OutInterface | DestinationPort | Mark | Conntrack
+Match = Source | Destination | InInterface | OutInterface | DestinationPort | Mark | Conntrack | Protocol | States
 
 
 @dataclass(frozen=True, slots=True)
 class Jump:
     """``-j CHAIN``: continue in a chain of ours and come back at its end."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goto:
+    """``-g CHAIN``: continue in a chain of ours; its end is the end of this chain, too."""
 
     chain: str
 
@@ -118,7 +139,7 @@ class Drop:
     """``-j DROP``: the packet ends here."""
 
 
-Target = Jump | Dnat | Snat | Masquerade | SetMark | Drop | Return
+Target = Jump | Goto | Dnat | Snat | Masquerade | SetMark | Drop | Return
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from rules.ruleset import (
     Dnat,
     Drop,
     Foreign,
+    Goto,
     InInterface,
     InsertRule,
     Jump,
@@ -38,12 +39,14 @@ from rules.ruleset import (
     Match,
     NewChain,
     OutInterface,
+    Protocol,
     ReplaceRules,
     Return,
     Rule,
     SetMark,
     Snat,
     Source,
+    States,
     Target,
 )
 
@@ -161,6 +164,10 @@ def _add_match(built: _Rule, match: Match) -> None:
             _extension(built.create_match(protocol), dport=str(port))
         case Mark(value, mask):
             _extension(built.create_match("mark"), mark=f"{value:#x}/{mask:#x}")
+        case Protocol(name):
+            built.protocol = name
+        case States(names):
+            _extension(built.create_match("conntrack"), ctstate=names)
         case Conntrack(state, orig_dst):
             _extension(built.create_match("conntrack"), ctstate=state, ctorigdst=orig_dst)
 
@@ -169,6 +176,8 @@ def _set_target(built: _Rule, target: Target) -> None:
     match target:
         case Jump(chain):
             built.create_target(chain)
+        case Goto(chain):
+            built.create_target(chain, goto=True)
         case Drop():
             built.create_target("DROP")
         case Dnat(address, port):

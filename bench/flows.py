@@ -102,7 +102,7 @@ def dnats(scale: Scale) -> Report:
             ):
                 subjects.append(Subject(f"{label}, {mode}", size, made[-1].bed, traffic))
         settle(made, scale.pick(2, 2, 0))
-        report.figures = measure(subjects, scale.pick(7, 3, 1), scale.pick(0.25, 0.25, 0.02))
+        report.figures = measure(subjects, scale.pick(5, 3, 1), scale.pick(0.2, 0.2, 0.02))
     for label in (TO_LAST, MISS, TO_ANY):
         _claims(report, label, sizes)
     return report
@@ -144,7 +144,7 @@ def kinds(scale: Scale) -> Report:
                         standing[key] = stack.make(spec, fastpath)
                     subjects.append(Subject(f"{label}, {mode}", size, standing[key].bed, traffic(spec)))
         settle(standing.values(), scale.pick(2, 2, 0))
-        report.figures = measure(subjects, scale.pick(7, 3, 1), scale.pick(0.25, 0.25, 0.02))
+        report.figures = measure(subjects, scale.pick(5, 3, 1), scale.pick(0.2, 0.2, 0.02))
     for label, most, _, _ in cases:
         what, to = report.figure(f"{label}, maps", most), report.figure(f"{label}, maps", 1)
         report.ratio(f"{label}: {most:,} against one", what, to, at_least=0.9)

@@ -121,6 +121,7 @@ class KernelMaps:
             self.forget()
             if self.read().table.stands:
                 self._transact([DropTable()])
+            self.forget()
             raise
 
     def _run(self, text: str) -> None:

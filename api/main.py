@@ -37,6 +37,7 @@ from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.shaper import KernelShaper
+from gateway.kernel.surroundings import KernelSurroundings
 from gateway.kernel.variant import choose, iptables_version
 from gateway.ports import Firewall
 from gateway.service import Service
@@ -121,8 +122,9 @@ async def _serve(settings: Settings) -> None:
     firewall = _firewall(settings)
     journal = Journal(clock)
     announcer = Announcer(clock, on_conflict=partial(_note_conflict, journal))
+    around = KernelSurroundings(firewall.variant)
     service = Service(
-        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(), KernelShaper()),
+        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(), KernelShaper(), around=around),
         announcer,
         Store(settings.state_dir),
         clock,

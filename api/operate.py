@@ -1,4 +1,4 @@
-"""The commands of ``natgw`` that watch a gateway: events. They change nothing."""
+"""The commands of ``natgw`` that look: explain, events, dump. They change nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,102 @@ from urllib.parse import urlencode
 import typer
 
 from api.client import Client, Failed, NotRunning
-from api.cliparts import FAILED, NOT_RUNNING, AsJson, ask, stop
+from api.cliparts import CHANGES, FAILED, NOT_RUNNING, AsJson, ask, print_json, read_state, stop
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add all of them to ``natgw``."""
+    app.command()(explain)
     app.command()(events)
+    app.command()(dump)
+
+
+def explain(  # noqa: PLR0917 -- each is an argument or option of the command
+    context: typer.Context,
+    protocol: Annotated[str, typer.Argument(metavar="PROTO", help="tcp, udp or icmp.")],
+    source: Annotated[str, typer.Argument(metavar="SRC[:PORT]", help="Or with --flow one end of a live connection.")],
+    destination: Annotated[str | None, typer.Argument(metavar="DST[:PORT]")] = None,
+    in_interface: Annotated[
+        str | None, typer.Option("--in", metavar="IFACE", help="Where it comes in; by default where SRC lies.")
+    ] = None,
+    flow: Annotated[bool, typer.Option("--flow", help="A live connection with this end, translated or not.")] = False,
+    offline: Annotated[
+        str | None, typer.Option("--offline", metavar="FILE", help="By a state file instead of the kernel; - is stdin.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what becomes of a connection, in order, and what keeps it from working.
+
+    Where it arrives, which rules decide, what it becomes, which way it and its answers go, which limit holds it,
+    whether neighbours are known; what is missing, and what would mend it. Nothing is sent, nobody is asked.
+
+    Exit code 0: nothing is known that keeps it from working. 2: something does.
+
+    --offline takes what `natgw dump` printed, the stored spec.json, or what `natgw export` printed; of the last two
+    it takes everything to be as the spec wants it.
+
+    A new connection from outside: natgw explain tcp 203.0.113.5:40000 192.168.0.10:8888
+
+    A tenant's ping: natgw explain icmp 10.0.1.5 1.1.1.1
+
+    Who is this now: natgw explain --flow tcp 192.168.0.10:40211
+    """
+    if flow == (destination is not None):
+        raise typer.BadParameter("one of the two: DST, or --flow", param_hint="DST[:PORT]")
+    question = {"protocol": protocol.lower()}
+    question |= {"flow": source} if flow else {"src": source, "dst": destination or ""}
+    if in_interface:
+        question["in"] = in_interface
+    if offline:
+        said = _explained_offline(offline, question)
+    else:
+        said = ask(context, "GET", f"/v1/explain?{urlencode(question)}")
+    if as_json:
+        print_json(said)
+    else:
+        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
+
+        show.show_explanation(said)
+    if not said["works"]:
+        raise typer.Exit(CHANGES)
+
+
+def _explained_offline(file: str, question: dict[str, str]) -> dict[str, Any]:
+    """What the daemon would say if its kernel were as the file says."""
+    # Slow to import, and needed here only.
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from api.explain import Question, endpoint  # noqa: PLC0415
+    from api.explain import explain as walk  # noqa: PLC0415
+    from api.state import offline  # noqa: PLC0415
+
+    if "flow" in question:
+        stop("a state file holds no live connections: ask by SRC and DST", FAILED)
+    try:
+        reading = offline(json.loads(read_state(file)))
+        asked = Question(
+            protocol=question["protocol"],
+            source=endpoint(question["src"]),
+            destination=endpoint(question["dst"]),
+            in_interface=question.get("in"),
+        )
+    except ValidationError as error:
+        stop("; ".join(f"{wrong['loc'][-1]}: {wrong['msg']}" for wrong in error.errors()), FAILED)
+    except ValueError as error:
+        stop(f"{file}: {error}", FAILED)
+    told: dict[str, Any] = walk(asked, reading).model_dump(mode="json")
+    return told
+
+
+def dump(context: typer.Context) -> None:
+    """Print everything at once as JSON: what is wanted, and what the kernel has now.
+
+    Rules, links, addresses, routes, neighbours, settings and the status. For a colleague, or for
+    `natgw explain --offline`.
+
+    Example: natgw dump > gateway.json
+    """
+    print_json(ask(context, "GET", "/v1/state"))
 
 
 def events(

@@ -117,12 +117,24 @@ def show_result(result: dict[str, Any]) -> None:
 
 
 def show_explanation(explanation: dict[str, Any]) -> None:
-    """The walk, a numbered line a step; what comes of it last."""
+    """The story, sentence by sentence under its topics; what is missing and what would mend it; the end."""
     out = console()
-    text = explanation["text"]
-    for number, line in enumerate(text, start=1):
-        out.print(f"{number:>2}  {line}", markup=False, soft_wrap=True)
-    out.print(f"=> {explanation['verdict']}", style="bold", markup=False)
+    before = ""
+    for line in explanation["story"]:
+        if line["topic"] == "missing":
+            continue
+        topic = "" if line["topic"] == before else line["topic"]
+        before = line["topic"]
+        out.print(f"[cyan]{topic:<12}[/]{escape(line['text'])}", soft_wrap=True)
+    if others := explanation["otherFlows"]:
+        out.print(f"{'':<12}[dim]and {others} more connections with this end[/]")
+    for fault in explanation["faults"]:
+        mark = "[red]missing[/]     " if fault["breaks"] else "[yellow]note[/]        "
+        out.print(f"{mark}{escape(fault['what'])}", soft_wrap=True)
+        out.print(f"{'':<12}[green]mend:[/] {escape(fault['remedy'])}", soft_wrap=True)
+    ends = "nothing is known that keeps it from working" if explanation["works"] else "it does not work"
+    certain = "" if explanation["certain"] else "; uncertain: rules of others are taken as not matching"
+    out.print(f"=> {explanation['verdict']}; {ends}{certain}", style="bold", markup=False, soft_wrap=True)
 
 
 _KINDS = {"change": "green", "repair": "yellow", "drift": "yellow", "refused": "red", "conflict": "red"}

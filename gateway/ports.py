@@ -14,6 +14,7 @@ from rules.flows import Flow, FlowFilter
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import AddressKey, LinkState, LinkStep, PolicyRule, RouteEntry, RouteKey
+from rules.surroundings import Surroundings
 from rules.tc import Objects, TcStep
 
 
@@ -127,6 +128,14 @@ class Nft(Protocol):
 
     def commit(self, commands: Sequence[NftCommand]) -> None:
         """Carry the commands out as one transaction; raises Refused and changes nothing."""
+        ...
+
+
+class Around(Protocol):
+    """What surrounds the gateway in its namespace; unlike the other ports it may be asked from any thread."""
+
+    def read(self) -> Surroundings:
+        """Everything, once; what cannot be read is told in it."""
         ...
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from gateway.ports import Firewall, Flows, Links, LinksReading, Nft, Refused, Shaper
+from gateway.ports import Around, Firewall, Flows, Links, LinksReading, Nft, Refused, Shaper
 from rules.appliance import Spec, desired
 from rules.delta import delta, touched_tables, touches_links, touches_nft, touches_tc, undo
 from rules.desired import Facts
@@ -56,6 +56,7 @@ class Kernel:
     shaper: Shaper | None = None
     firewall6: Firewall | None = None
     """The same tables for IPv6."""
+    around: Around | None = None
     tables: tuple[str, ...] = TABLES
 
 

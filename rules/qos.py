@@ -16,7 +16,7 @@ EIPs and those from there on to interfaces, in Kube-OVN's own script, too; that 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -119,6 +119,29 @@ class _Wanted:
 def interfaces_of(spec: GatewaySpec) -> set[str]:
     """The interfaces that the spec's limits are about."""
     return {_interface(limit, spec.interfaces) for limit in spec.qos}
+
+
+def limit_for(spec: GatewaySpec, interface: str, direction: Direction, src: str, dst: str) -> Limit | None:
+    """The limit that claims a packet there, as the filters are asked: by priority, single addresses first, then the
+    longest prefix; of two limits of one address that of the EIP. None: it passes unshaped.
+    """
+    addresses: dict[Side, int] = {"src": int(IPv4Address(src)), "dst": int(IPv4Address(dst))}
+    here = (
+        limit for limit in spec.qos if (_interface(limit, spec.interfaces), limit.direction) == (interface, direction)
+    )
+    return min((limit for limit in here if _within(_claim(limit).match, addresses)), key=_asked_first, default=None)
+
+
+def _asked_first(limit: Limit) -> tuple[int, int, bool]:
+    claim = _claim(limit)
+    return claim.priority, -claim.match.length, not claim.of_eip
+
+
+def _within(match: Match, addresses: Mapping[Side, int]) -> bool:
+    if match.side is None:
+        return True
+    shift = 32 - match.length
+    return addresses[match.side] >> shift == match.address >> shift
 
 
 def statements(spec: GatewaySpec, have: Objects) -> dict[Key, Value | None]:

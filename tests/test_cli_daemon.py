@@ -113,7 +113,7 @@ def test_explain_tells_the_walk(natgw: Natgw) -> None:
     told = natgw("explain", "TCP", "203.0.113.5:40000", "192.168.0.10:8888", "--in", "net1").stdout
     assert "nat SHARED_DNAT rule 1 [-d 192.168.0.10/32" in told
     assert "destination becomes 10.0.1.10:80" in told
-    assert told.endswith("=> forwarded\n")
+    assert told.endswith("=> forwarded; nothing is known that keeps it from working\n")
     refused = natgw("explain", "tcp", "203.0.113.5:40000", "192.168.0.10", code=1)
     assert refused.stderr == "natgw: dst: tcp needs a port (192.0.2.1:443)\n"
     assert refused.stdout == ""

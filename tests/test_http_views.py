@@ -114,6 +114,8 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
                 "/v1/load-balancer",
                 "/v1/ruleset",
                 "/v1/explain",
+                "/v1/state",
+                "/v1/surroundings",
                 "/v1/traffic",
                 "/healthz",
                 "/readyz",

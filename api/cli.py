@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -158,6 +159,49 @@ def plan(context: typer.Context, file: File, as_json: AsJson = False) -> None:
 
 
 operate.add_commands(app)
+
+
+@app.command()
+def who(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS[:PORT]", help="An external address, as a peer saw it.")],
+    at: Annotated[
+        str,
+        typer.Option(
+            "--at",
+            metavar="TIME",
+            help="10:02 (of today, the whole minute), 10:02:30, or with a date: 2026-03-01T10:02.",
+        ),
+    ],
+    path: Annotated[
+        Path, typer.Option("--log", envvar="NATGW_FLOW_LOG", metavar="FILE", help="The flow log, where it is a file.")
+    ] = Path("stdout"),
+    as_json: AsJson = False,
+) -> None:
+    """Say which inside address was behind an external one at a time, from the flow log (NATGW_FLOW_LOG).
+
+    Needs no daemon. Exit code 1 where there was no such connection.
+
+    Example: natgw who 203.0.113.7:40211 --at 10:02
+    """
+    from api import who as log  # noqa: PLC0415 -- needed here only
+
+    try:
+        wanted = log.asked(address, at, datetime.now().astimezone())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    paths = log.files(path)
+    if not paths:
+        stop(f"there is no flow log {path}: it is written where NATGW_FLOW_LOG names a file", FAILED)
+    try:
+        found = log.search(log.read(paths), wanted)
+    except OSError as error:
+        stop(f"{error.filename}: {error.strerror}", FAILED)
+    if as_json:
+        print_json([log.document(each) for each in found])
+    elif found:
+        typer.echo("\n".join(log.table(found)))
+    if not found:
+        stop(f"nobody was behind {address} then, says {path}", FAILED)
 
 
 @app.command()

@@ -21,6 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from api.http_app import build_app
 from api.http_guards import PEER, BearerToken
 from api.listen import CannotListen, check_listen, tcp_socket
+from api.traffic import TrafficReader
+from api.watching import SOCKET_NAME as FLOWS_SOCKET
 from gateway.service import Service
 
 SOCKET_NAME = "api.sock"
@@ -38,13 +40,14 @@ async def serve_http(
     usable ``token_file`` or an address cannot be bound.
     """
     tokens = check_listen(listen, token_file) if listen else None
+    traffic = TrafficReader(lambda: service.spec, run_dir / FLOWS_SOCKET)
     async with contextlib.AsyncExitStack() as stack:
         listeners: list[tuple[ASGIApp, socket.socket]] = []
         if listen and tokens:
             tcp = stack.enter_context(contextlib.closing(tcp_socket(listen)))
-            listeners.append((BearerToken(build_app(service), tokens), tcp))
+            listeners.append((BearerToken(build_app(service, traffic=traffic), tokens), tcp))
         unix = stack.enter_context(unix_listener(run_dir / SOCKET_NAME))
-        listeners.append((build_app(service), unix))
+        listeners.append((build_app(service, traffic=traffic), unix))
         running = [await stack.enter_async_context(_serving(app, sock)) for app, sock in listeners]
         stopping = asyncio.create_task(_wait(stop))
         stack.callback(stopping.cancel)

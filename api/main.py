@@ -28,6 +28,7 @@ from api.execserver import ExecServer
 from api.listen import check_listen
 from api.logs import log_to
 from api.settings import BadSetting, Settings, interfaces_file
+from api.watching import Watching
 from gateway.arp.announcer import Announcer
 from gateway.arp.ask import ask
 from gateway.arp.conflict import Conflict
@@ -156,6 +157,9 @@ async def _serve(settings: Settings) -> None:
         stack.push_async_callback(execs.close)
         log.info("serving %s with iptables-%s", settings.run_dir, firewall.variant)
         _ready()
+        watching = Watching(service, settings.run_dir)
+        stack.push_async_callback(watching.close)
+        watching.start()
         await _serve_http(service, settings, stop)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from gateway.watcher.options import LogOptions
 from rules.desired import ArpPolicy
 
 IptablesChoice = Literal["auto", "legacy", "nft"]
@@ -34,6 +35,10 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Read NATGW_*; an empty value counts as absent. Raises BadSetting naming the variable."""
         token_file = environment.get("NATGW_TOKEN_FILE")
+        try:
+            LogOptions.of(environment)  # the flow watcher reads it for itself, and would have nobody to complain to
+        except ValueError as error:
+            raise BadSetting(str(error)) from error
         return cls(
             run_dir=Path(environment.get("NATGW_RUN_DIR") or "/run/natgw"),
             state_dir=Path(environment.get("NATGW_STATE_DIR") or "/var/lib/natgw"),

@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
+import logging
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from gateway.traffic import Conntrack, Traffic
 from rules.spec import GatewaySpec
 
+log = logging.getLogger(__name__)
+
 PROC = Path("/proc")
+PATIENCE = 5.0
+"""Seconds for the flow watcher's answer: it may be in the midst of other work."""
 NO_WATCHER = "no flow watcher runs"
 
 
 class TrafficReader:
-    """Reads the traffic of this network namespace; may be used from any thread. ``spec`` gives the spec that stands."""
+    """Reads the traffic of this network namespace; may be used from any thread.
 
-    def __init__(self, spec: Callable[[], GatewaySpec | None], proc: Path = PROC) -> None:
+    ``spec`` gives the spec that stands, ``watcher`` is the flow watcher's socket (None: there is none).
+    """
+
+    def __init__(self, spec: Callable[[], GatewaySpec | None], watcher: Path | None = None, proc: Path = PROC) -> None:
         self._spec = spec
+        self._watcher = watcher
         self._proc = proc
 
     def __call__(self) -> Traffic:
         """The traffic now; never fails: what cannot be had is said in it."""
-        return Traffic.unwatched(self._spec(), NO_WATCHER).model_copy(update={"conntrack": conntrack(self._proc)})
+        found = self._watched()
+        age = max(0.0, time.time() - found.at) if found.at else 0.0
+        return found.model_copy(update={"age_seconds": round(age, 3), "conntrack": conntrack(self._proc)})
+
+    def _watched(self) -> Traffic:
+        if self._watcher is None:
+            return Traffic.unwatched(self._spec(), NO_WATCHER)
+        try:
+            return Traffic.model_validate_json(_asked(self._watcher))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return Traffic.unwatched(self._spec(), NO_WATCHER)
+        except (OSError, ValidationError) as error:
+            log.warning("the flow watcher does not answer as it should: %s", error)
+            return Traffic.unwatched(self._spec(), f"the flow watcher does not answer: {error}")
+
+
+def _asked(path: Path) -> bytes:
+    """The flow watcher's report; raises OSError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(str(path))
+        connection.sendall(b"report\n")
+        parts = iter(lambda: connection.recv(1 << 18), b"")
+        return b"".join(parts)
 
 
 def conntrack(proc: Path = PROC) -> Conntrack:

@@ -186,4 +186,6 @@ REFUSED_CONNECTIONS = Counter(
     ("face", "reason"),
 )
 HTTP_REQUESTS = Counter("natgw_http_requests_total", "Answered HTTP requests.", ("method", "status"))
-WATCHER_STARTS = Counter("natgw_watcher_starts_total", "How often the flow watcher was started.")
+WATCHER_STARTS = Counter(
+    "natgw_watcher_starts_total", "Starts of the flow watcher; all but the first are because it ended unasked."
+)

@@ -124,7 +124,7 @@ class Service:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._look_queued = threading.Event()
-        self._told: list[Callable[[], None]] = []
+        self._told: list[Callable[[], object]] = []
         self._spec: Spec | None = None
         self._actual = Actual()
         self._error: ErrorStatus | None = None
@@ -182,7 +182,7 @@ class Service:
             self._look_queued.set()
             self._jobs.put("look")
 
-    def tell(self, changed: Callable[[], None]) -> None:
+    def tell(self, changed: Callable[[], object]) -> None:
         """Call ``changed``, in the writer's thread, after every change of the spec; it must not block or raise."""
         self._told.append(changed)
 

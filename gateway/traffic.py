@@ -115,7 +115,8 @@ class Collector(Part):
     """The flow watcher itself. ``running`` is False while there is none, and ``detail`` says why.
 
     ``lost`` counts how often the kernel had to drop events (not how many); the resync that follows makes good for
-    them. ``evictions`` are flows forgotten to make room. ``resync_seconds`` is what the last dump of the table took.
+    them. ``beyond_capacity`` counts flows that were not remembered, only counted. ``resync_seconds`` is what the last
+    dump of the table took.
     """
 
     running: bool = False
@@ -123,9 +124,9 @@ class Collector(Part):
     accounting: bool = False
     flows: int = 0
     capacity: int = 0
-    events: dict[Literal["new", "update", "end"], int] = Field(default_factory=dict)
+    events: dict[Literal["new", "end"], int] = Field(default_factory=dict)
     lost: int = 0
-    evictions: int = 0
+    beyond_capacity: int = 0
     resyncs: int = 0
     resync_seconds: float = 0.0
 

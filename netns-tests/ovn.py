@@ -109,6 +109,15 @@ class Gateway:
         self.process = None
         return time.monotonic() - begin
 
+    def kill_speaker(self) -> None:
+        """Kill what speaks, as the kernel does where memory is short; the process above it lives."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        wait_until(lambda: children.read_text() != "", f"{self.port} has a speaker")
+        speaker = children.read_text()
+        os.kill(int(speaker), signal.SIGKILL)
+        wait_until(lambda: children.read_text() != speaker, "it is gone")
+
     def natgw(self, *words: str) -> str:
         """What natgw prints in this gateway's container."""
         return subprocess.run(
@@ -194,6 +203,16 @@ class Ovn:
         wanted = {gateway.inner for gateway in gateways}
         wait_until(lambda: self.serving() == wanted, f"OVN serves by {wanted} and nobody else: {self.bfd()}")
 
+    # What can be done to it
+
+    def silence(self) -> None:
+        """Stop ovn-controller, which speaks BFD, without a word."""
+        self._controller.send_signal(signal.SIGSTOP)
+
+    def speak(self) -> None:
+        """End ``silence``."""
+        self._controller.send_signal(signal.SIGCONT)
+
     # How it is made
 
     def _namespace(self) -> Namespace:
@@ -255,7 +274,7 @@ class Ovn:
         self._daemon("ovs-vswitchd", "--disable-system", socket_path)
         self._daemon("ovn-northd", f"--ovnnb-db={socket_path}", f"--ovnsb-db={socket_path}")
         self.nbctl("init")
-        self._daemon("ovn-controller", socket_path)
+        self._controller = self._daemon("ovn-controller", socket_path)
         for port in ("client", *(gateway.port for gateway in self.gateways)):
             self._vsctl(
                 *("add-port", "br-int", f"p-{port}", "--", "set", "interface", f"p-{port}"),
@@ -308,17 +327,17 @@ class Ovn:
             *("static_routes", "@route"),
         )
 
-    def _daemon(self, *argv: str) -> None:
+    def _daemon(self, *argv: str) -> subprocess.Popen[bytes]:
         with open(self.dir / f"{argv[0]}.log", "ab") as output:
-            self._daemons.append(
-                subprocess.Popen(
-                    ["ip", "netns", "exec", self.switch.name, *argv],
-                    env=self._environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
+            started = subprocess.Popen(
+                ["ip", "netns", "exec", self.switch.name, *argv],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
+        self._daemons.append(started)
+        return started
 
     def _vsctl(self, *words: str) -> str:
         return self._tool("ovs-vsctl", f"--db=unix:{self.dir}/db.sock", *words)

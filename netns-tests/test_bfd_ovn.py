@@ -177,6 +177,33 @@ def test_the_last_gateway_alive_is_missed_too(ovn: Ovn, serving: tuple[Gateway, 
     wait_until(lambda: not ovn.serving(), "OVN knows that nobody serves", DETECTION + SLACK)
 
 
+def test_the_last_gateway_alive_is_missed_when_its_speaker_dies(ovn: Ovn, serving: tuple[Gateway, Gateway]) -> None:
+    """Nobody speaks to OVN then, but the process above the speaker keeps it awake, and starts another speaker.
+
+    Killed again and again, because the first time another one speaks within OVN's detection time.
+    """
+    first, second = serving
+    second.end(signal.SIGKILL)
+    ovn.wait_serving(first)
+    for _ in range(5):
+        first.kill_speaker()
+    wait_until(lambda: not ovn.serving(), "OVN knows that nobody serves", DETECTION + SLACK)
+    ovn.wait_serving(first)
+
+
+def test_our_side_misses_its_only_peer(ovn: Ovn, serving: tuple[Gateway, Gateway]) -> None:
+    first, second = serving
+    second.end(signal.SIGKILL)
+    ovn.wait_serving(first)
+    ovn.silence()
+    try:
+        wait_until(lambda: not first.ready(), "the gateway knows that its router is gone", DETECTION + SLACK)
+        assert down_reasons(first)[-1] == "Control Detection Time Expired"
+    finally:
+        ovn.speak()
+    ovn.wait_serving(first)
+
+
 def test_sessions_over_ipv6() -> None:
     ovn = Ovn((100, 3), {"NATGW_BFD_HEALTH": "off"})
     try:

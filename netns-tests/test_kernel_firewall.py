@@ -305,7 +305,7 @@ def test_no_change_of_another_process_is_lost(netns: Namespace, firewall: Firewa
 
 def test_thousands_of_edits_leak_nothing(legacy_firewall: LegacyFirewall) -> None:
     legacy_firewall.edit("nat", [NewChain(CHAIN)])
-    (hairpin,) = nat.hairpin_snat(SPEC)
+    (hairpin,) = nat.hairpin_snat(SPEC.eips, SPEC.interfaces.vpc)
 
     def round_trips(count: int) -> int:
         for _ in range(count):

@@ -179,7 +179,7 @@ class Gateway(Host):
     whoever gave it.
     """
 
-    script = SCRIPT
+    script: Path = SCRIPT
 
     def __init__(
         self,
@@ -366,6 +366,18 @@ class Gateway(Host):
     def kill_daemon(self) -> None:
         """Kill the daemon alone; its keeper starts another."""
         end(self.pid)
+
+    def renew_container(self) -> None:
+        """What a new container in the same namespace finds: no daemon, and none of the files."""
+        if (self.run_dir / "natgw.pid").exists():
+            self.kill()
+        for lost in (self.run_dir, self.state_dir):
+            shutil.rmtree(lost, ignore_errors=True)
+        self.env_file.unlink(missing_ok=True)
+
+    def inside(self, *argv: str) -> str:
+        """The stdout of a program that ran where the daemon runs, with the tools there; it must succeed."""
+        return self.run(*argv)
 
 
 def parent(pid: int) -> int:

@@ -26,6 +26,7 @@ from rules.ruleset import (
     Rule,
     Rules,
 )
+from rules.splice import once, splice
 from rules.state import (
     Actual,
     AddAddress,
@@ -84,7 +85,13 @@ def delta(desired: Desired, actual: Actual) -> Plan:
     ordered = [mangle, *nat, nft, *links, *arp] if guard_first else [*nat, nft, *links, *arp, mangle]
     middle = (step for step in ordered if step is not None)
     # A limit comes before the traffic that it is for, and goes after it.
-    return Plan((*tc.steps_before(desired.tc, actual.tc), *middle, *tc.steps_after(desired.tc, actual.tc)))
+    before, after = _limits(desired.tc, actual.tc)
+    return Plan((*before, *middle, *after))
+
+
+@once
+def _limits(wanted: tc.Statements, have: tc.Objects) -> tuple[tuple[tc.TcStep, ...], tuple[tc.TcStep, ...]]:
+    return tuple(tc.steps_before(wanted, have)), tuple(tc.steps_after(wanted, have))
 
 
 def undo(plan: Plan, before: Actual, now: Actual) -> Plan:
@@ -196,7 +203,12 @@ def _snapshot_heads(plan: Plan, before: Actual, now: Actual) -> dict[ChainRef, R
 
 
 def _nft(desired: Desired, actual: Actual) -> EditNft | None:
-    commands = () if desired.nft is None else tuple(share.edits(desired.nft, actual.nft))
+    return None if desired.nft is None else _edit_nft(desired.nft, actual.nft)
+
+
+@once
+def _edit_nft(wanted: NftTable, standing: NftTable) -> EditNft | None:
+    commands = tuple(share.edits(wanted, standing))
     return EditNft(commands) if commands else None
 
 
@@ -239,9 +251,7 @@ def _builtin(ref: ChainRef, standing: Rules, desired: Desired) -> Rules:
 
 def chain_edits(ref: ChainRef, have: Rules, want: Rules) -> Iterator[ChainEdit]:
     """Turn one chain's rules into another's by single inserts and deletes, or by one rewrite if most differ."""
-    head = _common_head(have, want)
-    tail = _common_head(have[head:][::-1], want[head:][::-1])
-    old, new = have[head : len(have) - tail], want[head : len(want) - tail]
+    head, old, new = splice(have, want)
     if len(old) + len(new) > REWRITE_ABOVE:
         yield ReplaceRules(ref, want)
         return
@@ -262,18 +272,15 @@ def _single_edits(ref: ChainRef, old: Rules, new: Rules, position: int) -> Itera
             yield DeleteRule(ref, position, rule)
 
 
-def _common_head(one: Rules, other: Rules) -> int:
-    length = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length
-
-
 def _addresses(desired: Desired, actual: Actual) -> Iterator[LinkStep]:
-    yield from (AddAddress(key) for key, up in desired.addresses.items() if up and key not in actual.addresses)
-    yield from (DeleteAddress(key) for key, up in desired.addresses.items() if not up and key in actual.addresses)
+    yield from _address_steps(desired.addresses, actual.addresses)
+
+
+@once
+def _address_steps(wanted: Mapping[AddressKey, bool], standing: Mapping[AddressKey, bool]) -> tuple[LinkStep, ...]:
+    new = (AddAddress(key) for key, up in wanted.items() if up and key not in standing)
+    gone = (DeleteAddress(key) for key, up in wanted.items() if not up and key in standing)
+    return (*new, *gone)
 
 
 def _routes(desired: Desired, actual: Actual) -> Iterator[LinkStep]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from rules import nat, qos, share
+from rules.keyed import Keyed
 from rules.nft import NftTable
-from rules.spec import GatewaySpec
+from rules.spec import Eip, GatewaySpec
+from rules.splice import once
 from rules.state import MAIN_TABLE, ROUTE_PROTOCOL, Actual, AddressKey, Desired, RouteEntry, RouteKey
 
 DEFAULT_V4 = RouteKey("0.0.0.0/0")
@@ -42,7 +45,7 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
     return Desired(
         chains=dict(nat.chains(spec, guard=not arp_on)),
         hooks=dict.fromkeys(nat.HOOKS, True),
-        addresses=_addresses(spec, facts, actual),
+        addresses=_addresses(spec.eips, external, actual.addresses, facts.claimed),
         routes=_routes(spec, actual),
         arp={} if facts.arp == "on" else {external: arp_on},
         promote_secondaries={external: True},
@@ -57,11 +60,15 @@ def _nft(spec: GatewaySpec, actual: Actual) -> NftTable | None:
     return share.table_of(wanted) if wanted or actual.nft != NftTable() else None
 
 
-def _addresses(spec: GatewaySpec, facts: Facts, actual: Actual) -> dict[AddressKey, bool]:
-    wanted = {AddressKey(spec.interfaces.external, eip.address): True for eip in spec.eips}
-    mine = (key for key, ours in actual.addresses.items() if ours or key in facts.claimed)
-    leftovers = {key: False for key in mine if key not in wanted}
-    return wanted | leftovers
+@once
+def _addresses(
+    eips: Keyed[Eip], external: str, standing: Mapping[AddressKey, bool], claimed: frozenset[AddressKey]
+) -> Mapping[AddressKey, bool]:
+    said = dict.fromkeys((AddressKey(external, eip.address) for eip in eips), True)
+    for key, ours in standing.items():
+        if (ours or key in claimed) and key not in said:
+            said[key] = False
+    return said
 
 
 def _routes(spec: GatewaySpec, actual: Actual) -> dict[RouteKey, RouteEntry | None]:

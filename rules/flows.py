@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from rules.keyed import HasKey, Keyed
 from rules.spec import GatewaySpec, SharedDnat
+from rules.splice import splice
 
 IP_PROTOCOLS = {"tcp": 6, "udp": 17}
 T = TypeVar("T", bound=HasKey)
@@ -79,7 +80,7 @@ def suspects(old: GatewaySpec, new: GatewaySpec) -> tuple[FlowFilter, ...]:
 
 
 def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
-    for eip in old.eips:
+    for eip in splice(tuple(old.eips), tuple(new.eips)).old:
         if eip.key not in new.eips:
             yield FlowFilter(orig_dst=eip.ip)
             yield FlowFilter(reply_dst=eip.ip)
@@ -88,10 +89,11 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
         yield FlowFilter(orig_src=fip.internal_ip)
     for dnat in _changed(old.dnats, new.dnats):
         yield FlowFilter(orig_dst=dnat.eip, protocol=IP_PROTOCOLS[dnat.protocol], orig_dport=dnat.external_port)
-    for key in {shared.key: None for shared in (*old.shared_dnats, *new.shared_dnats)}:
+    _, left, came = splice(tuple(old.shared_dnats), tuple(new.shared_dnats))
+    for key in {shared.key: None for shared in (*left, *came)}:
         if (key in old.shared_dnats) != (key in new.shared_dnats):
-            eip, port, protocol = key
-            yield FlowFilter(orig_dst=eip, protocol=IP_PROTOCOLS[protocol], orig_dport=port)
+            address, port, protocol = key
+            yield FlowFilter(orig_dst=address, protocol=IP_PROTOCOLS[protocol], orig_dport=port)
     for snat in _changed(old.snats, new.snats):
         if snat.key in new.snats:
             yield FlowFilter(untranslated=True, source_prefix=snat.internal_cidr)
@@ -101,8 +103,9 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
 
 def _changed(old: Keyed[T], new: Keyed[T]) -> Iterator[T]:
     """Objects of either side that the other does not have just so."""
-    yield from (item for item in old if new.get(item.key) != item)
-    yield from (item for item in new if old.get(item.key) != item)
+    _, gone, fresh = splice(tuple(old), tuple(new))
+    yield from (item for item in gone if new.get(item.key) != item)
+    yield from (item for item in fresh if old.get(item.key) != item)
 
 
 def is_stale(flow: Flow, old: GatewaySpec, new: GatewaySpec) -> bool:

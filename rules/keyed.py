@@ -49,7 +49,16 @@ class Keyed(Generic[T]):
         """The collection without the object of this identity."""
         if key not in self._items:
             return self
-        return self._with({k: v for k, v in self._items.items() if k != key})
+        left = self._items.copy()
+        del left[key]
+        return self._with(left)
+
+    def like(self, standing: Keyed[T]) -> Self:
+        """An equal collection that shares with ``standing`` the objects that are in both."""
+        if not standing._items:
+            return self
+        known = standing._items.get
+        return self._with({key: other if (other := known(key)) == item else item for key, item in self._items.items()})
 
     def _with(self, items: dict[Any, T]) -> Self:
         other = type(self).__new__(type(self))
@@ -67,7 +76,7 @@ class Keyed(Generic[T]):
 
     def __eq__(self, other: object) -> bool:
         """Equal objects in equal order: order of creation is part of what the collection says."""
-        return isinstance(other, Keyed) and list(self) == list(other)
+        return isinstance(other, Keyed) and (self._items is other._items or list(self) == list(other))
 
     def __hash__(self) -> int:
         return hash(tuple(self._items))

@@ -10,7 +10,12 @@ the external gateway is then our own MAC, and a packet sent out would re-enter u
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+from rules import spec
+from rules.keyed import Keyed
 from rules.ruleset import (
+    AnyRule,
     ChainRef,
     Conntrack,
     Destination,
@@ -27,7 +32,8 @@ from rules.ruleset import (
     Snat,
     Source,
 )
-from rules.spec import GatewaySpec
+from rules.spec import Eip, Fip, GatewaySpec
+from rules.splice import Rendered, once
 
 TENANT_MARK = 0x1
 
@@ -49,38 +55,57 @@ HOOKS: tuple[tuple[ChainRef, Rule], ...] = (
 )
 
 
-def chains(spec: GatewaySpec, *, guard: bool) -> dict[ChainRef, Rules]:
+def chains(gateway: GatewaySpec, *, guard: bool) -> dict[ChainRef, Rules]:
     """All our chains with their whole content; ``guard`` while nothing may leave by the external interface."""
-    external = spec.interfaces.external
+    external = gateway.interfaces.external
+    dnat_of_fips, snat_of_fips = exclusive(gateway.fips)
     return {
         DNAT_FILTER: (Rule((), Jump("EXCLUSIVE_DNAT")), Rule((), Jump("SHARED_DNAT"))),
-        EXCLUSIVE_DNAT: tuple(Rule((Destination(f"{f.eip}/32"),), Dnat(f.internal_ip)) for f in spec.fips),
-        SHARED_DNAT: shared_dnat(spec),
+        EXCLUSIVE_DNAT: dnat_of_fips,
+        SHARED_DNAT: shared_dnat(gateway.dnats),
         SNAT_FILTER: tuple(Rule((), Jump(c)) for c in ("EXCLUSIVE_SNAT", "SHARED_SNAT", "HAIRPIN_SNAT")),
-        EXCLUSIVE_SNAT: tuple(Rule((Source(f"{f.internal_ip}/32"),), Snat(f.eip)) for f in spec.fips),
-        SHARED_SNAT: shared_snat(spec),
-        HAIRPIN_SNAT: hairpin_snat(spec),
-        VPC_MARK: (Rule((InInterface(spec.interfaces.vpc),), SetMark(TENANT_MARK, TENANT_MARK)),),
+        EXCLUSIVE_SNAT: snat_of_fips,
+        SHARED_SNAT: shared_snat(gateway.snats, external),
+        HAIRPIN_SNAT: hairpin_snat(gateway.eips, gateway.interfaces.vpc),
+        VPC_MARK: (Rule((InInterface(gateway.interfaces.vpc),), SetMark(TENANT_MARK, TENANT_MARK)),),
         ARP_GUARD: (Rule((OutInterface(external),), Drop()),) if guard else (),
     }
 
 
-def shared_dnat(spec: GatewaySpec) -> Rules:
+@once
+def exclusive(fips: Keyed[Fip]) -> tuple[Rules, Rules]:
+    """Floating IPs, in creation order: destinations, and sources."""
+    return _fip_destinations(fips), _fip_sources(fips)
+
+
+_fip_destinations = Rendered[Fip, AnyRule](lambda f: Rule((Destination(f"{f.eip}/32"),), Dnat(f.internal_ip)))
+_fip_sources = Rendered[Fip, AnyRule](lambda f: Rule((Source(f"{f.internal_ip}/32"),), Snat(f.eip)))
+
+
+@once
+def shared_dnat(dnats: Keyed[spec.Dnat]) -> Rules:
     """Port mappings, in creation order: no two of them match one packet."""
-    return tuple(
-        Rule(
-            (Destination(f"{d.eip}/32"), DestinationPort(d.protocol, d.external_port)),
-            Dnat(d.internal_ip, d.internal_port),
-        )
-        for d in spec.dnats
-    )
+    return _port_mappings(dnats)
 
 
-def shared_snat(spec: GatewaySpec) -> Rules:
+def _port_mapping(d: spec.Dnat) -> AnyRule:
+    matches = (Destination(f"{d.eip}/32"), DestinationPort(d.protocol, d.external_port))
+    return Rule(matches, Dnat(d.internal_ip, d.internal_port))
+
+
+_port_mappings = Rendered(_port_mapping)
+
+
+@once
+def shared_snat(snats: Keyed[spec.Snat], external: str) -> Rules:
     """Source translations, longest prefix first; among equals the older one decides."""
-    ordered = sorted(spec.snats, key=lambda snat: -snat.prefix_length)
-    out = OutInterface(spec.interfaces.external)
-    return tuple(Rule((*_source(s.internal_cidr), out), Snat(s.eip, s.random_fully)) for s in ordered)
+    return _source_translations(external)(sorted(snats, key=lambda snat: -snat.prefix_length))
+
+
+@lru_cache(maxsize=4)
+def _source_translations(external: str) -> Rendered[spec.Snat, AnyRule]:
+    out = OutInterface(external)
+    return Rendered(lambda s: Rule((*_source(s.internal_cidr), out), Snat(s.eip, s.random_fully)))
 
 
 def _source(prefix: str) -> tuple[Source, ...]:
@@ -88,8 +113,13 @@ def _source(prefix: str) -> tuple[Source, ...]:
     return () if prefix == "0.0.0.0/0" else (Source(prefix),)
 
 
-def hairpin_snat(spec: GatewaySpec) -> Rules:
+@once
+def hairpin_snat(eips: Keyed[Eip], vpc: str) -> Rules:
     """One rule for each EIP: from the tenant's side, by that EIP, back to the tenant's side."""
-    out = OutInterface(spec.interfaces.vpc)
-    mark = Mark(TENANT_MARK, TENANT_MARK)
-    return tuple(Rule((out, mark, Conntrack("DNAT", e.ip)), Snat(e.ip, random_fully=True)) for e in spec.eips)
+    return _hairpins(vpc)(eips)
+
+
+@lru_cache(maxsize=4)
+def _hairpins(vpc: str) -> Rendered[Eip, AnyRule]:
+    out, mark = OutInterface(vpc), Mark(TENANT_MARK, TENANT_MARK)
+    return Rendered(lambda e: Rule((out, mark, Conntrack("DNAT", e.ip)), Snat(e.ip, random_fully=True)))

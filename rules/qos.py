@@ -26,7 +26,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from rules.keyed import Keyed
 from rules.spec import Direction, EipLimit, GatewaySpec, InterfaceLimit, Interfaces, Limit
+from rules.splice import once
 from rules.tc import (
     DST,
     EXACT,
@@ -118,7 +120,12 @@ class _Wanted:
 
 def interfaces_of(spec: GatewaySpec) -> set[str]:
     """The interfaces that the spec's limits are about."""
-    return {_interface(limit, spec.interfaces) for limit in spec.qos}
+    return _interfaces(spec.qos, spec.interfaces)
+
+
+@once
+def _interfaces(limits: Keyed[Limit], interfaces: Interfaces) -> set[str]:
+    return {_interface(limit, interfaces) for limit in limits}
 
 
 def limit_for(spec: GatewaySpec, interface: str, direction: Direction, src: str, dst: str) -> Limit | None:
@@ -146,9 +153,14 @@ def _within(match: Match, addresses: Mapping[Side, int]) -> bool:
 
 def statements(spec: GatewaySpec, have: Objects) -> dict[Key, Value | None]:
     """What tc shall look like, given what there is of ours. Raises Unshapeable."""
+    return _statements(spec.qos, spec.interfaces, have)
+
+
+@once
+def _statements(limits_wanted: Keyed[Limit], interfaces: Interfaces, have: Objects) -> dict[Key, Value | None]:
     wanted: dict[tuple[str, Direction], list[_Wanted]] = {}
-    for limit in spec.qos:
-        point = (_interface(limit, spec.interfaces), limit.direction)
+    for limit in limits_wanted:
+        point = (_interface(limit, interfaces), limit.direction)
         wanted.setdefault(point, []).append(_want(limit))
     said: dict[Key, Value | None] = {}
     for (interface, direction), limits in wanted.items():

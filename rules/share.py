@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from rules.keyed import Keyed
 from rules.nft import (
     CHAIN_PREFIX,
     AddChain,
@@ -41,6 +42,7 @@ from rules.nft import (
     ToBackend,
 )
 from rules.spec import GatewaySpec, SharedDnat
+from rules.splice import once
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,12 @@ Services = Mapping[ServiceKey, Service]
 
 def services(spec: GatewaySpec) -> dict[ServiceKey, Service]:
     """What the spec wants."""
-    return {ServiceKey(d.eip, d.protocol, d.external_port): _service(d) for d in spec.shared_dnats}
+    return _services(spec.shared_dnats)
+
+
+@once
+def _services(shared: Keyed[SharedDnat]) -> dict[ServiceKey, Service]:
+    return {ServiceKey(d.eip, d.protocol, d.external_port): _service(d) for d in shared}
 
 
 def _service(dnat: SharedDnat) -> Service:
@@ -70,6 +77,7 @@ def chain_name(key: ServiceKey) -> str:
     return CHAIN_PREFIX + hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()[:12]
 
 
+@once
 def table_of(wanted: Services) -> NftTable:
     """The table that carries these services out."""
     chains: dict[str, NftRules] = {}

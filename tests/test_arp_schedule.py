@@ -117,7 +117,7 @@ def test_a_thousand_addresses_leave_paced_and_within_about_a_second() -> None:
     assert 0.95 <= sent[-1][0] <= 1.0
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     rate=st.floats(20, 5000),
     burst=st.integers(1, 100),

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,21 +22,19 @@ from gateway.bfd.supervisor import Supervisor
 from gateway.bfd.udp import UdpNetwork
 from gateway.small.loop import Loop
 from gateway.small.server import listen_tcp, listen_unix
+from tests.bfd_kit import (
+    ROOTFS,
+    SUPERVISOR,
+    background,
+    child_of,
+    environment,
+    free_port,
+    loopback,
+    peak_mebibytes,
+    run,
+)
 
-ROOTFS = Path(__file__).parent.parent / "image" / "rootfs"
-SUPERVISOR = ROOTFS / "kube-ovn" / "kube-ovn-bfdd-supervisor"
 NOW = 1_800_000_000.0
-
-
-def loopback() -> str:
-    """An address of our own, so that runs beside each other do not meet."""
-    return f"127.{random.randint(64, 250)}.{random.randint(0, 255)}.{random.randint(1, 250)}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # Settings
@@ -333,34 +327,6 @@ def test_metrics_addresses(host: str, target: str) -> None:
 # The programs
 
 
-def environment(run_dir: Path, **more: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "NATGW_RUN_DIR": str(run_dir),
-        "NATGW_PYTHON": sys.executable,
-        # This machine need not be a gateway.
-        "NATGW_BFD_HEALTH": "off",
-        "PATH": f"{ROOTFS / 'usr' / 'bin'}:{os.environ['PATH']}",
-        **more,
-    }
-
-
-def run(environ: dict[str, str], *argv: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=30, check=False)
-
-
-@contextlib.contextmanager
-def background(environ: dict[str, str], *argv: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline(), "it ended without a word"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def test_the_supervisor_as_a_program(tmp_path: Path) -> None:
     local, remote, port = loopback(), loopback(), free_port()
     ours = environment(
@@ -397,9 +363,10 @@ def test_the_supervisor_as_a_program(tmp_path: Path) -> None:
             client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
             assert client.recv(4096).startswith(b"HTTP/1.1 200 OK\r\n")
         assert run(ours, SUPERVISOR, "run").returncode == 1, "there is one already"
-        resident = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-        assert resident is not None
-        assert int(resident[1]) <= 20 * 1024
+        speaker = child_of(process.pid)
+        assert speaker is not None
+        assert peak_mebibytes(speaker) <= 18, "of the 20 MiB that it may have"
+        assert peak_mebibytes(process.pid) <= 13
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     assert not (tmp_path / "bfdd-supervisor" / "control.sock").exists()

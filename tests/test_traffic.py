@@ -46,7 +46,7 @@ def test_what_the_kernel_does_not_say_is_not_made_up(tmp_path: Path) -> None:
 
 
 def test_without_a_watcher_every_object_is_there_and_the_reason(proc: Path) -> None:
-    traffic = TrafficReader(example, proc)()
+    traffic = TrafficReader(example, proc=proc)()
     assert not traffic.collector.running
     assert traffic.collector.detail == "no flow watcher runs"
     assert [each.eip for each in traffic.eips] == ["192.168.0.10", "192.168.0.12"]

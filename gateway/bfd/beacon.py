@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
-from gateway.bfd import control, healthwatch
+from gateway.bfd import control, healthwatch, turns
 from gateway.bfd.commands import STATE_NAMES, Commands, diag_name
 from gateway.bfd.drain import Drain, Phase
 from gateway.bfd.session import SessionConfig, StateChange
@@ -19,28 +16,14 @@ from gateway.bfd.speaker import Speaker
 from gateway.bfd.table import MINIMUM_TTL, Entry, SessionTable
 from gateway.bfd.udp import CONTROL_PORT, MULTIHOP_PORT, Network, UdpNetwork, canonical, wildcards
 from gateway.bfd.withdrawal import Withdrawal
+from gateway.small.log import log
 from gateway.small.loop import Loop, on_signals
 from gateway.small.server import Server, line_protocol, same_user_or_root
-
-STDOUT = 1
 
 
 def random() -> float:
     """A number in [0, 1) from the kernel; the random module would cost a megabyte."""
     return int.from_bytes(os.urandom(6), "big") / 2**48
-
-
-def log(line: str) -> None:
-    """Write a line with the time of day to stdout, where a container's log comes from.
-
-    Nobody must be able to stop the timers by not reading our log: a pipe that select calls writable takes a line
-    without blocking, and what does not fit is lost.
-    """
-    seconds = time.time()
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    with suppress(OSError):
-        if select.select([], [STDOUT], [], 0)[1]:
-            os.write(STDOUT, f"{stamp}.{int(seconds % 1 * 1000):03d}Z {line}\n".encode()[: select.PIPE_BUF])
 
 
 class Beacon:
@@ -150,6 +133,7 @@ def main(argv: Sequence[str]) -> int:
     With ``--health`` sessions are Up only while this network namespace can do a gateway's job, with ``--multihop`` they
     are those of RFC 5883.
     """
+    turns.ask_for_short_ones()
     loop = Loop()
     on_signals(loop, lambda: beacon.end())  # noqa: PLW0108 -- there is no beacon yet
     try:

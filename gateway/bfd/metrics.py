@@ -74,13 +74,13 @@ def render(
         (
             "kube_ovn_bfdd_child_restarts_total",
             "counter",
-            "How often the speaker's sockets were opened anew.",
+            "How often the speaker was started again, or its sockets were opened anew.",
             [({}, ladder.rebuilds)],
         ),
         (
             "kube_ovn_bfdd_child_circuit_open",
             "gauge",
-            "Always 0: the speaker is no child process that could be given up.",
+            "Always 0: the speaker is never given up.",
             [({}, 0)],
         ),
         (

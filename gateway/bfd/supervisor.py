@@ -1,8 +1,9 @@
 """The speaker of a VpcEgressGateway pod: keeps the expected sessions alive and answers probes and Prometheus.
 
-Kube-OVN's program of this name starts OpenBFDD as a child and watches it. Here the speaker is part of the program, so
-there is nothing to start, and ``live`` is true for as long as anybody answers. What the outside sees is the same: the
-command line, the socket with its JSON, the state file, ``/livez`` and ``/metrics``.
+Kube-OVN's program of this name starts OpenBFDD as a child, watches it, and restarts it to repair a session. Here the
+speaker is part of the program, which repairs itself, and ``live`` is true for as long as anybody answers. What the
+outside sees is the same: the command line, the socket with its JSON, the state file, ``/livez`` and ``/metrics``.
+``guard`` is the process above this one.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from gateway.bfd import control, healthwatch, metrics, title
-from gateway.bfd.beacon import Beacon, log
+from gateway.bfd import control, healthwatch, metrics
+from gateway.bfd.beacon import Beacon
 from gateway.bfd.commands import STATE_NAMES
+from gateway.bfd.guard import Ward
 from gateway.bfd.healthwatch import HealthWatch
 from gateway.bfd.ladder import REBUILD, RESET, UP, ZERO_TIME, Ladder, Observed, Pair, Step, Timing
 from gateway.bfd.packet import State
@@ -26,10 +28,10 @@ from gateway.bfd.settings import HealthSettings, Settings, drain_grace
 from gateway.bfd.table import Entry
 from gateway.bfd.udp import CONTROL_PORT, MULTIHOP_PORT, UdpNetwork
 from gateway.small import http
+from gateway.small.log import log
 from gateway.small.loop import Loop, on_signals
 from gateway.small.server import Server, line_protocol, listen_tcp, listen_unix
 
-PROGRAM = "/kube-ovn/kube-ovn-bfdd-supervisor"
 RECONCILE = 5_000_000
 """Microseconds between looks at the sessions."""
 
@@ -66,6 +68,10 @@ class Supervisor:
         if now >= self._next_reconcile:
             self._next_reconcile = now + RECONCILE
             self.reconcile()
+
+    def started_again(self) -> None:
+        """The process before this one was lost: that counts as the restart of a child."""
+        self.ladder.rebuilds += 1
 
     def reconcile(self) -> None:
         """Take notice of the sessions and try one step of repair if one is due."""
@@ -122,7 +128,8 @@ class Supervisor:
     # What is told
 
     def status(self) -> dict[str, Any]:
-        """The status in the words of Kube-OVN's supervisor. The child that it speaks of is the set of sockets."""
+        """The status in the words of Kube-OVN's supervisor. The child that it speaks of is this process, as well as its
+        sockets, which are opened anew where that one restarts its child."""
         return {
             "Live": True,
             "Ready": self._ready(),
@@ -210,20 +217,18 @@ class Supervisor:
             self._saved = text
 
 
-def run(environment: Mapping[str, str]) -> None:
+def run(environment: Mapping[str, str], ward: Ward | None) -> None:
     """Be the supervisor until a signal comes. Raises OSError or ValueError when something needed cannot be had."""
     settings = Settings.read(environment)
-    # Only what the outside recognises us by; a gateway works without it.
-    with suppress(OSError, ValueError):
-        title.set_command_line(PROGRAM, "run")
     health = HealthSettings.read(environment)
     loop = Loop()
     on_signals(loop, lambda: beacon.end())  # noqa: PLW0108 -- there is no beacon yet
     probes = listen_unix(settings.socket_path)
+    port = MULTIHOP_PORT if settings.multihop else CONTROL_PORT
     try:
         beacon = Beacon(
             loop,
-            UdpNetwork(settings.pod_ips, MULTIHOP_PORT if settings.multihop else CONTROL_PORT),
+            UdpNetwork(settings.pod_ips, port),
             settings.session,
             [control.DEFAULT_CHANNEL, control.ALTERNATE_CHANNEL],
             drain_grace(environment),
@@ -234,6 +239,11 @@ def run(environment: Mapping[str, str]) -> None:
         )
         Server(loop, probes, line_protocol(supervisor.answer))
         Server(loop, listen_tcp(settings.metrics_address), supervisor.respond)
+        if ward is not None:
+            if ward.again:
+                supervisor.started_again()
+            loop.watch(ward.fileno(), loop.stop)
+            ward.serving((local, remote, port) for local, remote in settings.pairs())
         log(f"speaking BFD from {', '.join(settings.pod_ips)} to {', '.join(settings.peer_ips)}")
         loop.run()
         beacon.close()
@@ -241,10 +251,10 @@ def run(environment: Mapping[str, str]) -> None:
         settings.socket_path.unlink(missing_ok=True)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], ward: Ward | None = None) -> int:
     """``kube-ovn-bfdd-supervisor run``. Ends with 0 after a signal, with 1 when something needed cannot be had."""
     try:
-        run(os.environ)
+        run(os.environ, ward)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         print(f"kube-ovn-bfdd-supervisor run: {reason}", file=sys.stderr)

@@ -6,7 +6,7 @@ import os
 import select
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gateway.observer.metrics import Tally, add
 
@@ -75,6 +75,11 @@ class Complaints:
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._last: dict[str, str] = {}
+
+    @property
+    def standing(self) -> Mapping[str, str]:
+        """Who cannot do its work now, and why."""
+        return self._last
 
     def say(self, who: str, what: str) -> None:
         """``who`` cannot do its work."""

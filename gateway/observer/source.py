@@ -10,19 +10,39 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple, Protocol
 
 from gateway.observer import ctnetlink
+from gateway.observer.flow import Flow
 from gateway.observer.metrics import CONNTRACK, Tally
 from gateway.observer.output import Complaints
-from gateway.observer.table import FlowTable
 from gateway.small.loop import Loop
 
 RETRY = 2_000_000
 """Microseconds until it is tried again when the kernel refused."""
-DUMP_EVERY, DUMP_SHARE = 60_000_000, 100
-"""Microseconds from one dump to the next, or so many times what the last one took, if that is more."""
-OVERRUN_EVERY, OVERRUN_SHARE = 1_000_000, 10
-"""The same after events were lost."""
+
+
+class Pace(NamedTuple):
+    """How often the kernel's table is dumped: microseconds from one dump to the next, or so many times (``share``) what
+    the last one took, if that is more; and the same after events were lost."""
+
+    every: int = 60_000_000
+    share: int = 100
+    overrun_every: int = 1_000_000
+    overrun_share: int = 10
+
+
+class Table(Protocol):
+    """What is fed: ``gateway.observer.table.FlowTable`` says what each means."""
+
+    def event(self, kind: str, flow: Flow) -> None: ...
+
+    def begin_dump(self) -> None: ...
+
+    def dumped(self, flow: Flow) -> None: ...
+
+    def end_dump(self) -> None: ...
+
 
 _NETLINK_NETFILTER = 12
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
@@ -34,9 +54,20 @@ _DATAGRAM = 1 << 16
 
 
 class ConntrackSource:
-    """Keeps a flow table up to date while it is open, as a participant of ``loop``."""
+    """Keeps a flow table up to date while it is open, as a participant of ``loop``; hears the events of ``groups``."""
 
-    def __init__(self, loop: Loop, table: FlowTable, tally: Tally, complaints: Complaints) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        table: Table,
+        tally: Tally,
+        complaints: Complaints,
+        *,
+        groups: int = ctnetlink.EVENT_GROUPS,
+        pace: Pace | None = None,
+    ) -> None:
+        self._groups = groups
+        self._pace = pace or Pace()
         self._loop = loop
         self._table = table
         self._tally = tally
@@ -46,6 +77,10 @@ class ConntrackSource:
         self._dump: socket.socket | None = None
         self._sequence = 0
         self._dump_began = self._dump_ended = 0
+        self.dumps = 0
+        """Dumps that came to their end."""
+        self.dump_took = 0
+        """Microseconds that the last one took, events in between included."""
         self._behind = 0
         """After the end of a dump: how many events may have happened before it and are not read yet."""
         self._lost = False
@@ -81,7 +116,7 @@ class ConntrackSource:
             self._failed(error)
 
     def _listen(self) -> None:
-        self._events = self._socket(ctnetlink.EVENT_GROUPS)
+        self._events = self._socket(self._groups)
         try:
             self._events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         except OSError as error:
@@ -175,11 +210,13 @@ class ConntrackSource:
         self._tally.up[CONNTRACK] = True
         self._complaints.well(CONNTRACK)
         self._dump_ended = self._loop.clock()
+        self.dumps += 1
+        self.dump_took = self._dump_ended - self._dump_began
         self._plan_dump()
 
     def _plan_dump(self) -> None:
-        least, share = (OVERRUN_EVERY, OVERRUN_SHARE) if self._lost else (DUMP_EVERY, DUMP_SHARE)
-        self._next_try = self._dump_ended + max(least, share * (self._dump_ended - self._dump_began))
+        _, _, least, share = self._pace if self._lost else (0, 0, *self._pace[:2])
+        self._next_try = self._dump_ended + max(least, share * self.dump_took)
 
     def _overrun(self) -> None:
         """The kernel had to drop events. Its table still tells which connections live."""

@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,12 @@ class Container:
         found: dict[str, Any] = json.loads(podman("inspect", self.name).stdout)[0]
         return found
 
+    @functools.cached_property
+    def environment(self) -> dict[str, str]:
+        """What every exec finds set."""
+        pairs = (text.partition("=") for text in self.inspect()["Config"]["Env"])
+        return {name: value for name, _, value in pairs}
+
     def state(self) -> str:
         return str(self.inspect()["State"]["Status"])
 
@@ -131,11 +137,19 @@ class Container:
 
 
 class Pod(Gateway):
-    """A gateway whose daemon runs in a container: the same world around it, the same calls."""
+    """A gateway whose daemon runs in a container: the same world around it, the same calls.
 
-    def __init__(self, world: World, *options: str) -> None:
-        super().__init__(world)
+    With ``state_dir`` the daemon's state is kept there, in a volume.
+    """
+
+    script = Path("/kube-ovn/nat-gateway.sh")
+
+    def __init__(self, world: World, *options: str, state_dir: Path | None = None) -> None:
+        super().__init__(world, state_dir=state_dir)
         self._options = options
+        if state_dir is not None:
+            state_dir.mkdir(parents=True, exist_ok=True)
+            self._options += (f"--volume={state_dir}:/var/lib/natgw",)
         self._container: Container | None = None
 
     @property
@@ -162,11 +176,29 @@ class Pod(Gateway):
     def exec(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """One call as the controllers from 1.17 make it."""
         options = [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
-        return self.container.exec("bash", "/kube-ovn/nat-gateway.sh", *words, options=options)
+        return self.container.exec("bash", str(self.script), *words, options=options)
 
     def exec_by_shell(self, *words: str) -> subprocess.CompletedProcess[str]:
         """One call as the controllers up to 1.16 make it."""
-        return self.container.exec("/bin/bash", "-c", f"bash /kube-ovn/nat-gateway.sh {' '.join(words)}")
+        return self.container.exec("/bin/bash", "-c", f"bash {self.script} {' '.join(words)}")
+
+    def exec_argv(self, argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """What an exec runs, sooner than podman would; with the environment of the container and no other."""
+        assert environment.items() <= self.container.environment.items(), "an exec cannot bring an environment along"
+        values = (f"{name}={value}" for name, value in self.container.environment.items())
+        return self.container.nsenter("env", "-i", *values, *argv)
+
+    def inside(self, *argv: str) -> str:
+        done = self.exec_argv(argv, {})
+        if done.returncode:
+            pytest.fail(f"{argv} ended with {done.returncode}: {done.stderr or done.stdout}")
+        return done.stdout
+
+    def renew_container(self) -> None:
+        self.lose_container()
+        for lost in self.state_dir.glob("*"):
+            lost.unlink()
+        self.start()
 
     def kill_daemon(self) -> None:
         self.container.run("sh", "-c", "kill -9 $(cat /run/natgw/natgw.pid)")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import traffic
-from world import OWN, ROUTER, SCRIPT, Gateway, World
+from world import OWN, ROUTER, Gateway, World
 
 from replay.model import DEVICES, Model, Seen, read_routes, read_rules
 from replay.script import Line, Release, Step
@@ -32,11 +32,23 @@ class Mismatch(AssertionError):
 
 
 class Player:
-    """One release's controller and its gateway's pods, one after the other."""
+    """One release's controller and its gateway's pods, one after the other.
 
-    def __init__(self, world: World, release: Release, variant: str, directory: Path) -> None:
+    ``variant`` of iptables is the one that the pods use. ``plug`` makes a pod that keeps its state in a directory;
+    without it, a namespace without a container.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        release: Release,
+        variant: str,
+        directory: Path,
+        plug: Callable[[Path], Gateway] | None = None,
+    ) -> None:
         self._world, self._release, self._variant = world, release, variant
         self._directory = directory
+        self._make_pod = plug or (lambda state_dir: world.plug(variant=variant, state_dir=state_dir))
         self._pods = 0
         self._model = Model(own=f"{OWN}/24", gateway=ROUTER)
         self._gateway: Gateway | None = None
@@ -80,7 +92,7 @@ class Player:
             case "-":
                 self._model.remove(line.words)
             case "$":
-                self.gateway.run(*re.sub("^iptables ", f"iptables-{self._variant} ", line.text).split())
+                self.gateway.inside(*re.sub("^iptables ", f"iptables-{self._variant} ", line.text).split())
             case "@":
                 self._happen(line.text)
 
@@ -91,11 +103,7 @@ class Player:
             case "moved pod":
                 self._plug()
             case "new container":
-                if (self.gateway.run_dir / "natgw.pid").exists():
-                    self.gateway.kill()
-                for lost in (self.gateway.run_dir, self.gateway.state_dir):
-                    shutil.rmtree(lost, ignore_errors=True)
-                self.gateway.env_file.unlink(missing_ok=True)
+                self.gateway.renew_container()
             case "no write" | "at once":
                 pass  # about the whole step
             case _:
@@ -109,8 +117,7 @@ class Player:
     def _plug(self) -> None:
         if self._gateway is not None:
             self._gateway.remove()
-        state_dir = self._directory / f"state{self._pods}"
-        self._gateway = self._world.plug(variant=self._variant, state_dir=state_dir)
+        self._gateway = self._make_pod(self._directory / f"state{self._pods}")
 
     def _generation(self) -> int:
         return int(self.gateway.status()["generation"])
@@ -126,9 +133,9 @@ class Player:
         release = self._release
         environment = {"GATEWAY_V4": ROUTER, "GATEWAY_V6": ""} if release.environment else {}
         if release.shell or line.text == "get-iptables-version":
-            argv = ["/bin/bash", "-c", f"bash {SCRIPT} {line.text}"]
+            argv = ["/bin/bash", "-c", f"bash {self.gateway.script} {line.text}"]
         else:
-            argv = ["bash", str(SCRIPT), *line.words]
+            argv = ["bash", str(self.gateway.script), *line.words]
         done = self.gateway.exec_argv(argv, environment)
         if takes_for_success(release, line.words[0], done) == line.fails:
             fate = f"{'succeeded' if line.fails else 'failed'}: {done.returncode} {done.stdout!r} {done.stderr!r}"
@@ -138,7 +145,7 @@ class Player:
 
     def look(self) -> Seen:
         """The gateway's namespace as people see it."""
-        rules, addresses, routes, maps, *classes, _ = self.gateway.run(
+        rules, addresses, routes, maps, *classes, _ = self.gateway.inside(
             "bash", "-c", _LOOK, "look", self._variant
         ).split(f"{_MARK}\n")
         return Seen(

@@ -1,0 +1,68 @@
+"""Which source ports of an EIP translated connections hold, and where to: what runs out when ports run out. Pure."""
+
+from __future__ import annotations
+
+import socket
+from typing import NamedTuple, TypeVar
+
+from gateway.observer.flow import Flow, protocol_name
+
+K = TypeVar("K")
+
+_WITH_PORTS = (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP)
+
+
+class Busiest(NamedTuple):
+    """The destination that most connections go to."""
+
+    protocol: str
+    address: str
+    port: int
+    in_use: int
+
+
+class PortUse:
+    """The ports of one EIP. A port is taken once for each connection that has it, towards different destinations."""
+
+    def __init__(self) -> None:
+        self._ports: dict[int, int] = {}
+        """Connections by protocol and port."""
+        self._destinations: dict[tuple[int, bytes, int], int] = {}
+        """Connections by protocol, address and port of the other end."""
+
+    def __len__(self) -> int:
+        """Different ports in use, each protocol's own."""
+        return len(self._ports)
+
+    def take(self, flow: Flow) -> None:
+        """A connection that begins."""
+        if flow.protocol in _WITH_PORTS:
+            ends = flow.translated
+            port = flow.protocol << 16 | ends.source_port
+            self._ports[port] = self._ports.get(port, 0) + 1
+            place = (flow.protocol, ends.destination, ends.destination_port)
+            self._destinations[place] = self._destinations.get(place, 0) + 1
+
+    def release(self, flow: Flow) -> None:
+        """A connection that has ended; it was taken before."""
+        if flow.protocol in _WITH_PORTS:
+            ends = flow.translated
+            _one_less(self._ports, flow.protocol << 16 | ends.source_port)
+            _one_less(self._destinations, (flow.protocol, ends.destination, ends.destination_port))
+
+    def busiest(self) -> Busiest | None:
+        """The destination with most connections, None without any."""
+        if not self._destinations:
+            return None
+        place, in_use = max(self._destinations.items(), key=lambda item: item[1])
+        protocol, address, port = place
+        family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+        return Busiest(protocol_name(protocol), socket.inet_ntop(family, address), port, in_use)
+
+
+def _one_less(counts: dict[K, int], key: K) -> None:
+    left = counts[key] - 1
+    if left:
+        counts[key] = left
+    else:
+        del counts[key]

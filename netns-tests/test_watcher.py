@@ -1,0 +1,211 @@
+"""The flow watcher beside the real daemon: real connections are counted for the rules that translate them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from traffic import tcp, udp
+from world import A1, A2, INTERNET, Gateway, World, end, parent, wait_for
+
+EIP, EIP2, FLOATING = "192.168.0.60", "192.168.0.61", "192.168.0.62"
+NOBODY = 65534
+NATGW = Path(sys.executable).with_name("natgw")
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World() as made:
+        yield made
+
+
+@pytest.fixture(params=["legacy", "nft"])
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def watched(gateway: Gateway) -> dict[str, Any]:
+    """The traffic, once a watcher runs."""
+    found: list[dict[str, Any]] = []
+
+    def running() -> bool:
+        found.append(gateway.get("/v1/traffic"))
+        return bool(found[-1]["collector"]["running"] and found[-1]["collector"]["resyncs"])
+
+    wait_for(running, "a running flow watcher")
+    return found[-1]
+
+
+def one(traffic: dict[str, Any], kind: str, **names: object) -> dict[str, Any]:
+    """The object with these names."""
+    (found,) = [each for each in traffic[kind] if all(each[name] == value for name, value in names.items())]
+    return dict(found)
+
+
+def watcher_pid(gateway: Gateway) -> int:
+    """The daemon's child that watches."""
+    children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
+    found = [int(child) for child in children if b"gateway.watcher" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_every_kind_of_object_has_its_traffic(world: World, variant: str) -> None:
+    with world.gateway(variant=variant) as gateway:
+        gateway.verb("eip-add", f"{EIP}/24", f"{EIP2}/24", f"{FLOATING}/24")
+        gateway.verb("dnat-add", f"{EIP},8888,tcp,{A1},80")
+        gateway.verb("snat-add", f"{EIP2},10.0.1.0/24")
+        gateway.verb("floating-ip-add", f"{FLOATING},{A2}")
+        watched(gateway)
+        wait_for(lambda: len(watched(gateway)["eips"]) == 3, "the watcher knows the spec")
+        mapped = tcp(world.internet, (EIP, 8888), world.vpc.a1.tcp_server(80))
+        mapped.near.send(b"x" * 1000)
+        left = tcp(world.vpc.a1, (INTERNET, 443), world.internet.tcp_server(443))
+        floating = udp(world.vpc.a2, (INTERNET, 53), world.internet.udp(53))
+        assert floating.source[0] == FLOATING
+
+        def seen() -> bool:
+            now = watched(gateway)
+            return (
+                one(now, "dnats", externalPort=8888)["in"]["bytes"] > 1000
+                and one(now, "snats", eip=EIP2)["out"]["bytes"] > 0
+                and one(now, "fips", eip=FLOATING)["out"]["bytes"] > 0
+            )
+
+        # They live: no event has told of their bytes, the dump in the background has.
+        wait_for(seen, "bytes of living connections")
+        now = watched(gateway)
+        assert now["collector"]["accounting"]
+        for kind, eip, way, other in (
+            ("dnats", EIP, "in", "out"),
+            ("snats", EIP2, "out", "in"),
+            ("fips", FLOATING, "out", "in"),
+        ):
+            for found in (one(now, kind, eip=eip), one(now, "eips", eip=eip)):
+                assert (found[way]["activeFlows"], found[way]["newFlows"]) == (1, 1), (kind, found)
+                assert (found[other]["activeFlows"], found[other]["newFlows"]) == (0, 0), (kind, found)
+                assert found[way]["packets"] >= 1
+                assert found[other]["bytes"] > 0
+        ports = one(now, "eips", eip=EIP2)["snatPorts"]
+        assert ports == {
+            "inUse": 1,
+            "available": 64512,
+            "busiest": {"protocol": "tcp", "address": INTERNET, "port": 443, "inUse": 1},
+        }
+        assert one(now, "eips", eip=FLOATING)["snatPorts"]["inUse"] == 0, "a floating IP has all ports to itself"
+        assert now["total"]["in"]["newFlows"] == 1
+        assert now["total"]["out"]["newFlows"] == 2
+        assert now["conntrack"]["count"] >= 3
+        assert {each["address"] for each in now["topSources"]} == {A1, A2}
+        assert {each["address"] for each in now["topDestinations"]} == {INTERNET}
+        before = one(now, "dnats", externalPort=8888)["in"]["bytes"]
+        mapped.near.send(b"x" * 500)
+        assert len(mapped.far.recv(2000)) > 0
+        gateway.run("conntrack", "-D", "-p", "tcp", "--orig-dst", EIP)
+        # The event of a connection's end tells of its bytes at once.
+        after = one(watched(gateway), "dnats", externalPort=8888)["in"]
+        assert after["bytes"] >= before + 500
+        assert after["activeFlows"] == 0
+        left.talk()
+
+
+def test_a_flow_that_was_there_before_its_rule_is_known(world: World) -> None:
+    """The watcher hears of a rule a moment after the kernel has it: such a flow is attributed by the next dump."""
+    with world.gateway() as gateway:
+        gateway.verb("eip-add", f"{EIP}/24")
+        watched(gateway)
+        pid = watcher_pid(gateway)
+        os.kill(pid, signal.SIGSTOP)
+        gateway.verb("snat-add", f"{EIP},10.0.1.0/24")
+        left = tcp(world.vpc.a1, (INTERNET, 443), world.internet.tcp_server(443))
+        left.talk()
+        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: one(watched(gateway), "eips", eip=EIP)["out"]["activeFlows"] == 1, "the flow is seen")
+        wait_for(
+            lambda: (
+                bool(watched(gateway)["snats"]) and one(watched(gateway), "snats", eip=EIP)["out"]["activeFlows"] == 1
+            ),
+            "it is known whose it is",
+        )
+
+
+def test_it_has_one_capability_and_ends_with_the_daemon(world: World) -> None:
+    with world.gateway() as gateway:
+        watched(gateway)
+        pid = watcher_pid(gateway)
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        assert set(status["Uid"].split()) == {str(NOBODY)}
+        assert {status[name].strip() for name in ("CapEff", "CapPrm", "CapBnd")} == {f"{1 << 12:016x}"}
+        assert status["NoNewPrivs"].strip() == "1"
+        held = os.pidfd_open(pid)
+        gateway.kill()  # and its keeper; nobody tells the watcher anything
+        wait_for(lambda: not alive(held), "the watcher has ended")
+        os.close(held)
+
+
+def alive(descriptor: int) -> bool:
+    try:
+        signal.pidfd_send_signal(descriptor, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie takes signals, too: it is waited for by whoever has adopted it.
+    pid = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split("Pid:")[1].split()[0]
+    return pid != "-1" and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_one_that_dies_is_started_again_and_leaves_no_zombie(world: World) -> None:
+    with world.gateway() as gateway:
+        gateway.verb("eip-add", f"{EIP}/24")
+        watched(gateway)
+        first = watcher_pid(gateway)
+        end(first)
+        gateway.verb("eip-add", f"{EIP2}/24")
+        assert len(gateway.get("/v1/traffic")["eips"]) == 2, "whether it runs or not, the objects are there"
+        wait_for(lambda: gateway.get("/v1/traffic")["collector"]["running"], "another watcher")
+        assert watcher_pid(gateway) != first
+        assert parent(watcher_pid(gateway)) == gateway.pid
+        wait_for(lambda: len(watched(gateway)["eips"]) == 2, "it knows the spec")
+
+
+def test_a_gateway_that_is_told_to_stop_takes_its_watcher_along(world: World) -> None:
+    with world.gateway() as gateway:
+        watched(gateway)
+        held = os.pidfd_open(watcher_pid(gateway))
+        gateway.kill(signal.SIGTERM)
+        assert not alive(held)
+        os.close(held)
+        assert not (gateway.run_dir / "flows.sock").exists()
+
+
+def test_the_flow_log_answers_who_it_was(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "flows.log"
+    with world.gateway(environment={"NATGW_FLOW_LOG": str(path), "NATGW_FLOW_LOG_FILTER": "protocol=tcp"}) as gateway:
+        gateway.verb("eip-add", f"{EIP}/24")
+        gateway.verb("snat-add", f"{EIP},10.0.1.0/24")
+        watched(gateway)
+        left = tcp(world.vpc.a1, (INTERNET, 443), world.internet.tcp_server(443))
+        udp(world.vpc.a1, (INTERNET, 53), world.internet.udp(53)).talk()
+        inside = "{}:{}".format(*left.near.getsockname())
+        asked = "{}:{}".format(*left.source)
+        wait_for(lambda: path.exists() and path.read_text().count("\n") == 1, "the beginning is logged")
+        gateway.run("conntrack", "-D", "-p", "tcp", "--orig-src", A1)
+        wait_for(lambda: path.read_text().count("\n") == 2, "the end is logged")
+        begun, ended = map(json.loads, path.read_text().splitlines())
+        assert (begun["event"], ended["event"], begun["conntrackID"]) == ("start", "end", ended["conntrackID"])
+        assert ended["counters"]["originalPackets"] >= 2
+        at = begun["timestamp"][:19]
+        done = gateway.exec_argv((str(NATGW), "who", asked, "--at", at), {"NATGW_FLOW_LOG": str(path), "TZ": "UTC"})
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines()[1].split()[:3] == ["tcp", inside, asked]
+        assert gateway.get("/v1/traffic")["flowLog"] == {"enabled": True, "records": 2, "drops": {}}
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{watcher_pid(gateway)}/status").read_text().splitlines()
+        )
+        assert set(status["Uid"].split()) == {"0"}, "its file is root's"
+        assert status["CapEff"].strip() == f"{1 << 12:016x}"

@@ -1,0 +1,69 @@
+"""Finding what differs between two sequences, and remembering what was rendered."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rules.keyed import Keyed
+from rules.spec import Eip
+from rules.splice import Rendered, once, splice
+from tests.strategies import quick
+
+SEQUENCES = st.lists(st.integers(0, 3), max_size=12).map(tuple)
+
+
+@quick
+@given(SEQUENCES, SEQUENCES)
+def test_a_splice_leads_from_one_to_the_other_and_is_short(old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    head, gone, fresh = splice(old, new)
+    assert old[head : head + len(gone)] == gone
+    assert (*old[:head], *fresh, *old[head + len(gone) :]) == new
+    if gone and fresh:
+        assert gone[0] != fresh[0]
+        assert gone[-1] != fresh[-1]
+    if old == new:
+        assert not gone
+        assert not fresh
+
+
+@quick
+@given(st.lists(SEQUENCES, max_size=6))
+def test_rendering_forgets_nothing_and_keeps_nothing(versions: list[tuple[int, ...]]) -> None:
+    rendered = Rendered[int, str](str)
+    for version in versions:
+        assert rendered(version) == tuple(map(str, version))
+
+
+def test_only_what_is_new_is_rendered() -> None:
+    asked: list[int] = []
+    rendered = Rendered[int, int](lambda item: asked.append(item) or item)
+    rendered(range(1000))
+    asked.clear()
+    rendered([*range(500), 7777, *range(501, 1000), 8888])
+    assert set(asked) <= {7777, *range(501, 1000), 8888}
+    asked.clear()
+    rendered([*range(500), 7777, *range(501, 1000)])
+    assert asked == []
+
+
+def test_once_asks_again_for_equal_arguments_that_are_not_the_same() -> None:
+    asked: list[object] = []
+
+    @once
+    def length(items: list[int]) -> int:
+        asked.append(items)
+        return len(items)
+
+    one, other = [1], [1]
+    assert (length(one), length(one), length(other), length(one)) == (1, 1, 1, 1)
+    assert asked == [[1], [1], [1]]
+
+
+def test_a_collection_shares_what_it_has_in_common() -> None:
+    standing = Keyed([Eip(address="192.168.0.10/24"), Eip(address="192.168.0.11/24")])
+    wanted = Keyed([Eip(address="192.168.0.11/24"), Eip(address="192.168.0.10/25")])
+    shared = wanted.like(standing)
+    assert shared == wanted
+    assert next(iter(shared)) is standing.get("192.168.0.11")
+    assert shared.get("192.168.0.10") == Eip(address="192.168.0.10/25")

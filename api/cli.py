@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from api import operate
-from api.cliparts import CHANGES, FAILED, AsJson, ask, print_json, read_state, request
+from api.cliparts import CHANGES, FAILED, AsJson, ask, print_json, read_state, request, stop
 
 CODES = """
 Exit codes: 0 done; 1 failed, with the reason on stderr; 2 wrong usage, and from `plan` that there is something to

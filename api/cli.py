@@ -93,18 +93,6 @@ def serve(context: typer.Context) -> None:
 
 
 @app.command()
-def status(context: typer.Context, as_json: AsJson = False) -> None:
-    """Say how the gateway is: readiness, interfaces, ARP, counts, address conflicts, the last error."""
-    said = ask(context, "GET", "/v1/status")
-    if as_json:
-        print_json(said)
-    else:
-        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
-
-        show.show_status(said)
-
-
-@app.command()
 def export(
     context: typer.Context,
     output: Annotated[str, typer.Option("--output", "-o", metavar="json|yaml", help="The format.")] = "json",

@@ -1,8 +1,9 @@
-"""The commands of ``natgw`` that look: explain, events, dump. They change nothing."""
+"""The commands of ``natgw`` that look: status, top, explain, events, dump. They change nothing."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -10,14 +11,88 @@ from urllib.parse import urlencode
 import typer
 
 from api.client import Client, Failed, NotRunning
-from api.cliparts import CHANGES, FAILED, NOT_RUNNING, AsJson, ask, print_json, read_state, stop
+from api.cliparts import CHANGES, FAILED, NOT_RUNNING, AsJson, ask, print_json, read_state, request, stop
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add all of them to ``natgw``."""
+    app.command()(status)
+    app.command()(top)
     app.command()(explain)
     app.command()(events)
     app.command()(dump)
+
+
+def status(  # noqa: PLR0917 -- each is an argument or option of the command
+    context: typer.Context,
+    search: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORD]...", help="Only EIPs with these in them or in what they carry."),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again every two seconds, until Ctrl-C.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="So many EIPs at a time.")] = 20,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="Pass over so many EIPs.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Say how the gateway is, and what each EIP carries now.
+
+    Readiness, interfaces, ARP, next hops (as the kernel's ARP table knows them; nobody is asked), connections against
+    the most there can be, address conflicts, warnings, the last error; EIPs with what hangs on them and their traffic.
+    In the last column the source ports in use and, where it is worth a look, how near the busiest destination is to
+    using all of them.
+
+    Who is behind this EIP, with the traffic of each rule: natgw status 192.168.0.10
+
+    Which EIPs serve this pod: natgw status 10.0.1.5
+    """
+    from api import overview, show  # noqa: PLC0415 -- rich is slow to import
+
+    words = " ".join(search or ())
+
+    def look() -> dict[str, Any]:
+        return overview.gather(lambda path: ask(context, "GET", path), lambda path: _maybe(context, path))
+
+    if as_json:
+        print_json(overview.document(look(), words, limit, offset))
+        return
+    show.refreshed(lambda: overview.status(look(), words, limit, offset), watch)
+
+
+def top(
+    context: typer.Context,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="So many of each kind.")] = 10,
+    once: Annotated[
+        bool, typer.Option("--once", help="Look once; so it is also where the output is no terminal.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the busiest EIPs, inner and outer addresses, and go on looking until Ctrl-C.
+
+    Rates are those that the flow watcher measured last. "in" comes from the external network, "out" goes to it.
+
+    For scripts: natgw top --once --json
+    """
+
+    def traffic() -> dict[str, Any]:
+        said: dict[str, Any] = ask(context, "GET", "/v1/traffic")
+        return said
+
+    if as_json:
+        said = traffic()
+        kept = ("at", "intervalSeconds", "collector", "conntrack", "total")
+        busiest = sorted(said["eips"], key=lambda each: -sum(each[way]["bytesPerSecond"] for way in ("in", "out")))
+        lists = {name: said[name][:count] for name in ("topSources", "topDestinations")}
+        print_json({name: said[name] for name in kept} | {"eips": busiest[:count]} | lists)
+        return
+    from api import overview, show  # noqa: PLC0415 -- rich is slow to import
+
+    show.refreshed(lambda: overview.top(traffic(), count), not once and sys.stdout.isatty())
+
+
+def _maybe(context: typer.Context, path: str) -> Any:
+    """What the daemon says, or None where it has no such document."""
+    answer = request(context, "GET", path)
+    return answer.json() if answer.ok else None
 
 
 def explain(  # noqa: PLR0917 -- each is an argument or option of the command

@@ -15,10 +15,11 @@ from rules.appliance import Spec
 from rules.flows import Flow
 from rules.mending import Fault, Way
 from rules.qos import limit_for
+from rules.ruleset import Jump, Rule
 from rules.spec import Direction, GatewaySpec, Part
 from rules.state import Actual, RouteEntry
 from rules.surroundings import Neighbour, Surroundings
-from rules.trace import Fate, Host, Packet, Verdict, route
+from rules.trace import Fate, Host, Packet, Step, Verdict, route
 
 Topic = Literal[
     "connection", "arrival", "rules", "translation", "route", "neighbour", "bandwidth", "answers", "missing"
@@ -132,9 +133,16 @@ def _arrival(way: Way) -> Iterator[Line]:
 
 
 def _rules(fate: Fate) -> Iterator[Line]:
-    for step in fate.steps:
-        if step.ref is not None:
-            yield Line(topic="rules", text=str(step))
+    """What did something to the packet; the ways from chain to chain are among the fate's steps."""
+    acted = [step for step in fate.steps if step.ref is not None and not _leads_on(step)]
+    for step in acted:
+        yield Line(topic="rules", text=str(step))
+    if not acted:
+        yield Line(topic="rules", text="no rule concerns it")
+
+
+def _leads_on(step: Step) -> bool:
+    return isinstance(step.rule, Rule) and isinstance(step.rule.target, Jump)
 
 
 def _translation(fate: Fate) -> Iterator[Line]:

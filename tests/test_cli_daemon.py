@@ -26,8 +26,12 @@ class Natgw:
     directory: Path
     gateway: Gateway
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"NATGW_RUN_DIR": str(self.directory), "COLUMNS": "200"}
+
     def __call__(self, *arguments: str, stdin: str | None = None, code: int = 0) -> Result:
-        result = CliRunner().invoke(app, [*arguments], input=stdin, env={"NATGW_RUN_DIR": str(self.directory)})
+        result = CliRunner().invoke(app, [*arguments], input=stdin, env=self.environment)
         assert result.exit_code == code, (result.output, result.exception)
         return result
 

@@ -1,8 +1,9 @@
-"""The commands of ``natgw`` that look: status, top, explain, events, dump. They change nothing."""
+"""The commands of ``natgw`` that look: status, top, explain, doctor, events, dump. They change nothing."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(top)
     app.command()(explain)
     app.command()(events)
+    app.command()(doctor)
     app.command()(dump)
 
 
@@ -170,6 +172,40 @@ def _explained_offline(file: str, question: dict[str, str]) -> dict[str, Any]:
         stop(f"{file}: {error}", FAILED)
     told: dict[str, Any] = walk(asked, reading).model_dump(mode="json")
     return told
+
+
+def doctor(
+    context: typer.Context,
+    ask_neighbours: Annotated[
+        bool, typer.Option("--ask/--no-ask", help="Ask next hops and other holders of our addresses by ARP.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Look at the namespace as a colleague would: what is wrong, what follows from it, what would mend it.
+
+    Interfaces, forwarding, addresses, routes, rp_filter, promote_secondaries, MTU, the connection table, next hops
+    (asked by ARP), other holders of EIPs and lanIp, rules of others and of the other iptables variant, drift, what
+    the kernel lacks and what is done instead, listening sockets, disk. Works with and without a daemon; changes
+    nothing.
+
+    Exit code 0: all is well (or worth knowing at most). 1: warnings. 2: errors, that is, traffic does not flow.
+    """
+    from api.examine import facts  # noqa: PLC0415 -- it brings the kernel's drivers
+    from gateway.ports import Refused  # noqa: PLC0415
+    from rules.doctor import CHECKS, examine  # noqa: PLC0415
+
+    try:
+        found = examine(facts({**os.environ, "NATGW_RUN_DIR": str(context.obj)}, ask=ask_neighbours))
+    except (Refused, ValueError) as error:
+        stop(str(error), FAILED)
+    if as_json:
+        print_json([each.model_dump(mode="json") for each in found])
+    else:
+        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
+
+        show.show_findings([each.model_dump(mode="json") for each in found], len(CHECKS))
+    worst = {each.severity for each in found}
+    raise typer.Exit(2 if "error" in worst else 1 if "warning" in worst else 0)
 
 
 def dump(context: typer.Context) -> None:

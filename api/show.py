@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -163,6 +164,23 @@ def show_explanation(explanation: dict[str, Any]) -> None:
     ends = "nothing is known that keeps it from working" if explanation["works"] else "it does not work"
     certain = "" if explanation["certain"] else "; uncertain: rules of others are taken as not matching"
     out.print(f"=> {explanation['verdict']}; {ends}{certain}", style="bold", markup=False, soft_wrap=True)
+
+
+def show_findings(findings: list[dict[str, Any]], checks: int) -> None:
+    """Each finding with what follows from it and what would mend it, the worst first."""
+    out = console()
+    for each in findings:
+        colour = {"error": "red", "warning": "yellow"}.get(each["severity"], "cyan")
+        out.print(
+            f"[{colour}]{each['severity']:<8}[/] [bold]{escape(each['check'])}[/]: {escape(each['finding'])}",
+            soft_wrap=True,
+        )
+        for name in ("consequence", "remedy"):
+            if each[name]:
+                out.print(f"{'':<9}{name}: {escape(each[name])}", soft_wrap=True)
+    counted = Counter(each["severity"] for each in findings)
+    said = ", ".join(f"{counted[name]} {name}" for name in ("error", "warning", "info") if counted[name])
+    out.print(f"{checks} checks: {said or 'all is well'}", style="bold")
 
 
 _KINDS = {"change": "green", "repair": "yellow", "drift": "yellow", "refused": "red", "conflict": "red"}

@@ -163,13 +163,14 @@ def offline(document: Any) -> Reading:
     try:
         if document.get("kind") == KIND:
             return State.model_validate(document).reading
-        return _assumed(_spec(document))
+        return _assumed(stored_spec(document))
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
 
 
-def _spec(document: Mapping[str, Any]) -> Spec:
+def stored_spec(document: Mapping[str, Any]) -> Spec:
+    """The spec in a stored or an exported document; raises ValueError, pydantic's ValidationError among them."""
     if "sha256" in document:
         body = str(document.get("spec"))
         if hashlib.sha256(body.encode()).hexdigest() != document["sha256"]:

@@ -35,8 +35,8 @@ from gateway.ports import Refused
 from gateway.store import FILES
 from gateway.transaction import Kernel
 from rules.appliance import Spec, adopt
-from rules.changes import touched
 from rules.desired import Facts as Decided
+from rules.differences import differences
 from rules.examination import Asked, Disk, Facts
 from rules.loadbalancer import LoadBalancerSpec
 from rules.spec import GatewaySpec
@@ -97,13 +97,13 @@ def _spec(settings: Settings, actual: Actual, *, running: bool) -> Spec | None:
     return adopt(actual)
 
 
-def _missing(spec: Spec | None, decided: Decided, actual: Actual) -> str:
+def _missing(spec: Spec | None, decided: Decided, actual: Actual) -> tuple[str, ...]:
     if spec is None:
-        return ""
+        return ()
     try:
-        return touched(transaction.plan(spec, decided, actual))
+        return differences(transaction.plan(spec, decided, actual), actual)
     except Refused as error:
-        return str(error)
+        return (str(error),)
 
 
 def _silent(spec: Spec | None, actual: Actual) -> str:

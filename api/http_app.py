@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from api.http_drift import add_drift
 from api.http_events import add_events
 from api.http_explain import add_explain
 from api.http_gateway import Committer, add_gateway, add_probes, add_views
@@ -50,6 +51,7 @@ def build_app(
     add_items(app, service, commit)
     add_views(app, service)
     add_explain(app, service)
+    add_drift(app, service)
     add_events(app, service.journal)
     add_probes(app, service)
     add_traffic(app, traffic or TrafficReader(lambda: service.spec))

@@ -32,9 +32,10 @@ from api.watching import Watching
 from gateway.arp.announcer import Announcer
 from gateway.arp.ask import ask
 from gateway.arp.conflict import Conflict
-from gateway.arp.link import LinksLost, Monitor
+from gateway.drift import Drift
 from gateway.journal import Journal
 from gateway.kernel.conntrack import KernelFlows
+from gateway.kernel.evidence import Events, evidence
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.shaper import KernelShaper
@@ -44,6 +45,7 @@ from gateway.ports import Firewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
+from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedNft, WatchedShaper
 from rules.desired import Facts
 from rules.spec import Interfaces
 
@@ -123,15 +125,24 @@ async def _serve(settings: Settings) -> None:
     firewall = _firewall(settings)
     journal = Journal(clock)
     announcer = Announcer(clock, on_conflict=partial(_note_conflict, journal))
-    around = KernelSurroundings(firewall.variant)
+    events = Events()
+    watch = Watch(evidence(firewall.variant, events))
     service = Service(
-        Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(), KernelShaper(), around=around),
+        Kernel(
+            WatchedFirewall(firewall, watch),
+            WatchedLinks(KernelLinks(), watch),
+            KernelFlows(),
+            WatchedNft(KernelNft(), watch),
+            WatchedShaper(KernelShaper(), watch),
+            around=KernelSurroundings(firewall.variant),
+        ),
         announcer,
         Store(settings.state_dir),
         clock,
         facts=Facts(settings.arp),
         interfaces=_interfaces(settings),
         version=version("vpc-nat-gateway"),
+        drift=Drift(clock, journal, settings.drift, watch),
         journal=journal,
     )
     stop = asyncio.Event()
@@ -139,11 +150,12 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
+        stack.callback(events.close)
         announcer.start()
         stack.callback(announcer.close)
         recovered = service.start()
         stack.push_async_callback(asyncio.to_thread, service.close)
-        _watch_links(stack, service)
+        _heed(stack, service, events)
         await asyncio.wrap_future(recovered)
         _write_pid(stack, settings.run_dir / "natgw.pid")
         execs = ExecServer(
@@ -185,20 +197,16 @@ async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event)
     await stop.wait()
 
 
-def _watch_links(stack: AsyncExitStack, service: Service) -> None:
-    """Have the service look again whenever an interface comes, goes or changes."""
-    monitor = Monitor()
+def _heed(stack: AsyncExitStack, service: Service, events: Events) -> None:
+    """Have the service look whenever the kernel tells of a change; what it missed is a change, too."""
     loop = asyncio.get_running_loop()
 
-    def changed() -> None:
-        with suppress(LinksLost):  # more than fits was missed: all the more reason to look
-            if not monitor.receive():
-                return
-        service.links_changed()
+    def readable() -> None:
+        if events.drain():
+            service.kernel_changed()
 
-    stack.callback(monitor.close)
-    loop.add_reader(monitor.fileno(), changed)
-    stack.callback(loop.remove_reader, monitor.fileno())
+    loop.add_reader(events.fileno(), readable)
+    stack.callback(loop.remove_reader, events.fileno())
 
 
 def _write_pid(stack: AsyncExitStack, path: Path) -> None:

@@ -34,6 +34,9 @@ def status(  # noqa: PLR0917 -- each is an argument or option of the command
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again every two seconds, until Ctrl-C.")] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="So many EIPs at a time.")] = 20,
     offset: Annotated[int, typer.Option("--offset", min=0, help="Pass over so many EIPs.")] = 0,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Compare the kernel with the desired state, and say what was repaired last.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say how the gateway is, and what each EIP carries now.
@@ -46,9 +49,16 @@ def status(  # noqa: PLR0917 -- each is an argument or option of the command
     Who is behind this EIP, with the traffic of each rule: natgw status 192.168.0.10
 
     Which EIPs serve this pod: natgw status 10.0.1.5
+
+    With --diff only this: how the kernel differs from the desired state now, and what others had changed before it
+    was repaired.
     """
     from api import overview, show  # noqa: PLC0415 -- rich is slow to import
 
+    if diff:
+        said = ask(context, "GET", "/v1/drift")
+        print_json(said) if as_json else show.show_drift(said)
+        return
     words = " ".join(search or ())
 
     def look() -> dict[str, Any]:

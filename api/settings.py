@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from gateway.drift import Policy as DriftPolicy
 from gateway.watcher.options import LogOptions
 from rules.desired import ArpPolicy
 
@@ -27,6 +28,7 @@ class Settings:
     env_file: Path
     iptables: IptablesChoice
     arp: ArpPolicy
+    drift: DriftPolicy
     listen: str | None
     token_file: Path | None
     log: LogFormat = "console"
@@ -45,6 +47,7 @@ class Settings:
             env_file=Path(environment.get("NATGW_ENV_FILE") or "/etc/kube-ovn/nat-gateway.env"),
             iptables=cast(IptablesChoice, _one_of(environment, "NATGW_IPTABLES", get_args(IptablesChoice))),
             arp=cast(ArpPolicy, _one_of(environment, "NATGW_ARP", get_args(ArpPolicy))),
+            drift=cast(DriftPolicy, _one_of(environment, "NATGW_DRIFT", get_args(DriftPolicy))),
             listen=environment.get("NATGW_LISTEN") or None,
             token_file=Path(token_file) if token_file else None,
             log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),

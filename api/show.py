@@ -71,6 +71,28 @@ def head_lines(status: dict[str, Any]) -> Iterator[Text]:
         yield line(f"[red]last error[/] {_when(error['at'])}, {escape(error['by'])}: {escape(error['message'])}")
 
 
+def show_drift(report: dict[str, Any]) -> None:
+    """What differs now, and what was found and repaired lately."""
+    out, status = console(), report["status"]
+    if not report["count"]:
+        out.print("the kernel equals the desired state")
+    for line in report["now"]:
+        out.print(f"~ {line}", style="yellow", markup=False, soft_wrap=True)
+    if report["count"] > len(report["now"]):
+        out.print(f"and {report['count'] - len(report['now'])} more")
+    out.print(f"policy {status['policy']}; {status['repairs']} repairs, {status['looks']} looks")
+    if status["nextRepairInSeconds"] is not None:
+        wait = f"{status['nextRepairInSeconds']:.0f} s"
+        out.print(f"[red]another program keeps changing what is ours[/]: the next repair waits {wait}")
+    for entry in report["history"]:
+        done = f"repaired in {entry['seconds'] * 1000:.1f} ms" if entry["repaired"] else "not repaired"
+        out.print(f"{_when(entry['at'])}, noticed by {escape(entry['noticedBy'])}, {done}:", soft_wrap=True)
+        for line in entry["differences"]:
+            out.print(f"  {line}", markup=False, soft_wrap=True)
+        if entry["count"] > len(entry["differences"]):
+            out.print(f"  and {entry['count'] - len(entry['differences'])} more")
+
+
 def _fastpath(status: dict[str, Any]) -> str:
     """Whether maps decide ahead of the chains, where the daemon says so."""
     fastpath = status.get("fastpath")

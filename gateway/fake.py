@@ -7,11 +7,12 @@ table edit is all or nothing. ``faults`` injects failures between any two kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
 from gateway.ports import Hop, LinksReading, Refused, Variant
+from gateway.watch import Domain, Evidence
 from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, switched
 from rules.flows import Flow, FlowFilter
 from rules.nft import NftCommand, NftTable
@@ -282,3 +283,13 @@ class FakeFlows:
             self.kernel.step("delete a tracked connection")
             self.kernel.conntrack.remove(flow)
         return len(gone)
+
+
+def evidence(kernel: FakeKernel) -> Mapping[Domain, Evidence]:
+    """What tells of a write to the kernel, whoever wrote: everything that it holds."""
+    return {
+        "chains": lambda: tuple(kernel.chains.items()),
+        "links": lambda: tuple(tuple(held.items()) for held in (kernel.links, kernel.addresses, kernel.routes)),
+        "nft": lambda: kernel.nft,
+        "tc": lambda: tuple(kernel.tc.items()),
+    }

@@ -57,6 +57,10 @@ class Followers:
         self._unflushed.append(old or type(new)())
         self._unsaved = True
 
+    def repaired(self, old: Spec) -> None:
+        """Owe the connections that began while the kernel was as ``old`` says: their rules were not there."""
+        self._unflushed.append(old)
+
     def unsaved(self) -> None:
         """Owe the file alone: the spec was not read from it."""
         self._unsaved = True

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from gateway import meters, transaction
+from gateway.drift import LOOK_SHARE, Drift, Look
 from gateway.follow import Announcing, Followers
 from gateway.journal import Asker, Journal
 from gateway.ports import Clock, Refused, Variant
@@ -35,10 +36,12 @@ from rules.advice import warnings
 from rules.appliance import OtherAppliance, Spec, adopt, only
 from rules.changes import changes
 from rules.desired import Facts
+from rules.differences import differences
 from rules.edit import Conflict, NotInitialized
 from rules.loadbalancer import LoadBalancerSpec
+from rules.ruleset import BUILTIN
 from rules.spec import GatewaySpec, Interfaces
-from rules.state import Actual, AddressKey, Plan
+from rules.state import Actual, AddAddress, AddressKey, EditTable, Plan
 from rules.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,8 @@ class Outcome:
     flows_deleted: int = 0
     announced: tuple[str, ...] = ()
     seconds: float = 0.0
+    read: Actual | None = None
+    """What the plan was made for, where nothing was carried out."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Service:
         facts: Facts,
         interfaces: Interfaces | None = None,
         version: str = "",
+        drift: Drift | None = None,
         journal: Journal | None = None,
     ) -> None:
         self._kernel = kernel
@@ -118,6 +124,8 @@ class Service:
         self._version = version
         self.journal = journal or Journal(clock)
         """What happened: one event for each change, repair and refusal."""
+        self._drift = drift or Drift(clock, self.journal)
+        self._retry_at: float | None = None
         self._started = clock.monotonic()
         # A job to do, a question, a request to look at the links again, or None: the end.
         self._jobs: queue.SimpleQueue[_Job | _Question | Literal["look"] | None] = queue.SimpleQueue()
@@ -165,6 +173,11 @@ class Service:
         """Whether the kernel equals the spec and nothing that follows a change is outstanding."""
         return not self._pending()
 
+    @property
+    def drift(self) -> Drift:
+        """What others changed; ``status`` and ``entries`` may be asked from any thread."""
+        return self._drift
+
     def start(self) -> Future[Outcome | None]:
         """Start the writer; the future is done when the last state stands again (None: there was none)."""
         recovered: Future[Outcome | None] = Future()
@@ -172,11 +185,11 @@ class Service:
         self._thread.start()
         return recovered
 
-    def links_changed(self) -> None:
-        """Tell that an interface came, went or changed.
+    def kernel_changed(self) -> None:
+        """Tell that somebody may have written to the kernel; if so, what is ours is made good as soon as it can be.
 
-        The kernel drops the routes of an interface that goes down and does not bring them back: what the spec wants
-        is made good as soon as it can be.
+        That includes the kernel itself: it drops the routes of an interface that goes down and does not bring them
+        back.
         """
         if not self._look_queued.is_set():
             self._look_queued.set()
@@ -192,6 +205,13 @@ class Service:
         self._jobs.put(None)
         if self._thread is not None:
             self._thread.join()
+
+    def compare(self) -> Future[Outcome]:
+        """Queue a full comparison; its plan is what would make the kernel equal the spec. Nothing is written.
+
+        The future raises NotInitialized where there is no spec, or Refused.
+        """
+        return self._queue(_standing, "comparison", True, ())
 
     def change(
         self, edit: Edit, *, by: Asker | str, dry_run: bool = False, announce: Collection[str] = ()
@@ -262,11 +282,12 @@ class Service:
             warnings=warnings(spec) if isinstance(spec, GatewaySpec) else [],
             generation=self._generation,
             transactions=self._counts,
+            drift=self._drift.status(),
             uptime_seconds=self._clock.monotonic() - self._started,
         )
 
     def _pending(self) -> list[str]:
-        unapplied = ["kernel does not equal the spec"] if self._unapplied else []
+        unapplied = ["kernel does not equal the spec"] if self._unapplied or self._drift.differs else []
         return unapplied + self._followers.pending()
 
     # --- the writer thread --------------------------------------------------------------------------------
@@ -275,19 +296,44 @@ class Service:
         self._recover(recovered)
         while True:
             try:
-                job = self._jobs.get(timeout=RETRY_SECONDS if self._pending() else None)
+                job = self._jobs.get(timeout=self._patience())
             except queue.Empty:
-                self._catch_up()
+                self._tend()
                 continue
             if job is None:
                 return
             if job == "look":
                 self._look_queued.clear()
-                self._catch_up()
+                self._drift.hint()
             elif isinstance(job, _Question):
                 job.answer(self._kernel)
             else:
                 self._serve(job)
+            self._tend()
+
+    def _patience(self) -> float:
+        """Seconds until something is to be done without being asked."""
+        wait = self._drift.wait()
+        return wait if self._retry_at is None else min(wait, max(0.0, self._retry_at - self._clock.monotonic()))
+
+    def _tend(self) -> None:
+        """Do what is due: look whether the kernel is still as wanted, try again what is outstanding."""
+        if (look := self._drift.due()) is not None:
+            self._catch_up(look)
+        now = self._clock.monotonic()
+        if not (self._unapplied or self._followers.pending()):
+            self._retry_at = None
+        elif self._retry_at is None:
+            self._retry_at = now + RETRY_SECONDS
+        elif now >= self._retry_at:
+            self._retry_at = None
+            self._retry()
+
+    def _retry(self) -> None:
+        if self._unapplied:
+            self._catch_up(Look(("retry",)))
+        elif self._spec is not None:
+            self._follow_up(self._spec)
 
     def _serve(self, job: _Job) -> None:
         """Answer one job; whatever goes wrong is the asker's answer, never the writer's end."""
@@ -311,7 +357,7 @@ class Service:
         new = job.edit(old)
         if job.dry_run:
             actual = transaction.read(self._kernel)
-            return Outcome(new, transaction.plan(new, self._facts, actual))
+            return Outcome(new, transaction.plan(new, self._facts, actual), read=actual)
         done = transaction.apply(self._kernel, new, self._facts)
         plan = done.plan
         self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
@@ -328,6 +374,7 @@ class Service:
     def _committed(self, old: Spec | None, new: Spec, done: Done, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Book a change that stands in the kernel: spec, announcements, disk."""
         self._unapplied = False
+        self._drift.agrees()
         self._actual = done.actual
         if done.plan or new != old:
             self._generation += 1
@@ -353,6 +400,8 @@ class Service:
                 self._spec = stored.spec
                 self._facts = replace(self._facts, claimed=stored.claimed)
                 self._unapplied = True
+            else:
+                self._drift.agrees()  # there is nothing to disagree with
             recovered.set_result(self._restore() if stored else None)
         except Refused as error:
             self._failed("restore", error)
@@ -372,37 +421,70 @@ class Service:
         eips = {AddressKey(spec.interfaces.external, e.address) for e in spec.eips if isinstance(spec, GatewaySpec)}
         return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))
 
-    def _restore(self) -> Outcome:
+    def _restore(self, *, tell: bool = True) -> Outcome:
         """Make the kernel equal the spec that stands; one that already does is not written to."""
         if self._spec is None:
             raise RuntimeError("nothing to restore")
         self._unapplied = True
         begun = self._clock.monotonic()
         done = transaction.apply(self._kernel, self._spec, self._facts)
-        announced = self._committed(self._spec, self._spec, done, ())
+        added = (step.key for step in done.plan.steps if isinstance(step, AddAddress))
+        again = tuple(key.address.partition("/")[0] for key in added)
+        announced = self._committed(self._spec, self._spec, done, again)
         if done.plan:
             self._counts = self._counts.one_more("committed")
             seconds = self._clock.monotonic() - begun
-            self.journal.tell(
-                "repair", "gateway", self._spec, self._spec, done.plan, announced=announced, seconds=seconds
-            )
+            if tell:
+                self.journal.tell(
+                    "repair", "gateway", self._spec, self._spec, done.plan, announced=announced, seconds=seconds
+                )
         return Outcome(self._spec, done.plan, 0, announced)
 
-    def _catch_up(self) -> None:
-        """Look at the links again, restore what went with them, and try again what is outstanding.
+    def _catch_up(self, look: Look) -> None:
+        """Compare kernel and spec, make good what others changed, and try again what is outstanding.
 
         Nobody waits for an answer here, so whatever goes wrong is told in log and status, and tried again.
         """
+        begun = self._clock.monotonic()
         try:
             if self._spec is None:
                 self._actual = transaction.with_links(Actual(), self._kernel.links.read())
+                self._drift.agrees()
             else:
-                self._restore()  # which also saves what is not on disk
-                self._followers.flush(self._spec)
+                self._compare(self._spec, look)
+                self._follow_up(self._spec)
         except Exception as error:
             if not isinstance(error, Refused):
                 log.exception("catching up failed")
             self._failed("retry", error)
+        took = self._clock.monotonic() - begun
+        self._drift.looked(took)
+        self._retry_at = begun + took + max(RETRY_SECONDS, LOOK_SHARE * took)
+
+    def _follow_up(self, spec: Spec) -> None:
+        """Try again what follows a change."""
+        self._followers.save(Stored(spec, self._facts.claimed))
+        self._followers.flush(spec)
+
+    def _compare(self, spec: Spec, look: Look) -> None:
+        """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""
+        begun = self._clock.monotonic()
+        actual = transaction.read(self._kernel)
+        left = transaction.plan(spec, self._facts, actual)
+        if not left:
+            self._committed(spec, spec, Done(left, actual), ())
+            return
+        drifted = not self._unapplied or bool(self._drift.differs)
+        found = differences(left, actual)
+        if drifted:
+            self._drift.found(found, look)
+            if self._drift.policy == "report":
+                self._actual = actual
+                return
+        self._restore(tell=not drifted)
+        if drifted:
+            self._drift.repaired(found, look, self._clock.monotonic() - begun)
+            self._followers.repaired(_as_it_was(actual, left, spec))
 
     def _failed(self, by: Asker | str, error: BaseException) -> None:
         said = str(error) or repr(error)
@@ -422,3 +504,16 @@ class Service:
             self.journal.record(
                 "refused", by, said, outcome="failed", data={"retryable": retryable}, level=logging.ERROR
             )
+
+
+def _standing(spec: Spec | None) -> Spec:
+    if spec is None:
+        raise NotInitialized
+    return spec
+
+
+def _as_it_was(actual: Actual, repair: Plan, spec: Spec) -> Spec:
+    """The spec that the kernel followed before a repair; none at all where packets did not even come to our chains."""
+    edits = (edit for step in repair.steps if isinstance(step, EditTable) for edit in step.edits)
+    hooked = not any(edit.ref.chain in BUILTIN[edit.ref.table] for edit in edits)
+    return (adopt(actual, spec.interfaces) if hooked else None) or type(spec)()

@@ -94,6 +94,40 @@ class TransactionCounts(Part):
         return self.model_copy(update={outcome: getattr(self, outcome) + 1})
 
 
+class DriftEntry(Part):
+    """What others had changed of what is ours, found at one look; times in Unix seconds.
+
+    ``noticedBy``: the domains of which there was evidence, or ``comparison``. ``count`` differences, the first ones
+    listed. ``seconds``: how long the repair took.
+    """
+
+    at: float
+    noticed_by: str
+    differences: list[str]
+    count: int
+    repaired: bool
+    seconds: float
+
+
+class DriftStatus(Part):
+    """Changes that others made to what is ours: what the last look found and left, and what was done so far.
+
+    ``policy``: repair or report. ``differs``: not repaired (yet). ``repairsInARow``: more than a few mean that another
+    program insists on its own state; then ``nextRepairInSeconds`` says how long the gateway waits. ``lookSeconds``:
+    what a look at everything takes.
+    """
+
+    policy: str = "repair"
+    differs: list[str] = Field(default_factory=list)
+    repairs: int = 0
+    repairs_in_a_row: int = 0
+    next_repair_in_seconds: float | None = None
+    looks: int = 0
+    look_seconds: float = 0.0
+    compare_in_seconds: float = 0.0
+    last: DriftEntry | None = None
+
+
 class Status(Part):
     """One look at the gateway. ``ready``: the kernel equals the spec and nothing is left to be done.
 
@@ -117,4 +151,5 @@ class Status(Part):
     warnings: list[str] = Field(default_factory=list)
     generation: int
     transactions: TransactionCounts
+    drift: DriftStatus = Field(default_factory=DriftStatus)
     uptime_seconds: float

@@ -349,7 +349,7 @@ def differs(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             check="drift",
             severity="error",
-            finding=f"the kernel is not as it should be: {facts.missing}",
+            finding=f"the kernel is not as it should be: {_some(list(facts.missing))}",
             consequence="some objects do not work, or some work that were deleted",
             remedy="the daemon repairs it with its next look or change; natgw status --diff compares",
         )

@@ -61,7 +61,7 @@ class Disk:
 class Facts:
     """Everything that was collected.
 
-    ``status`` is the daemon's, None where none runs. ``missing`` is what would make the kernel equal the spec.
+    ``status`` is the daemon's, None where none runs. ``missing``: how the kernel differs from the spec, line by line.
     ``gateways`` and ``holders`` are the answers to ARP questions for next hops, and for addresses of our own;
     ``silent`` says why nobody was asked. ``features``: empty where it works, else the kernel's words; what was not
     tried is not there.
@@ -72,7 +72,7 @@ class Facts:
     around: Surroundings = field(default_factory=Surroundings)
     variant: str = "legacy"
     status: Mapping[str, Any] | None = None
-    missing: str = ""
+    missing: tuple[str, ...] = ()
     gateways: tuple[Asked, ...] = ()
     holders: tuple[Asked, ...] = ()
     silent: str = ""

@@ -8,10 +8,13 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from gateway.arp.conflict import Conflict
-from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft, FakeShaper
+from gateway.drift import Drift, Policy
+from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft, FakeShaper, evidence
+from gateway.journal import Journal
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
+from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedNft, WatchedShaper
 from rules.desired import ArpPolicy, Facts
 from rules.spec import GatewaySpec, Interfaces
 
@@ -106,6 +109,18 @@ def ports(kernel: FakeKernel) -> Kernel:
     return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel))
 
 
+def watched(kernel: FakeKernel, watch: Watch) -> Kernel:
+    """The same with a watch on who writes to it."""
+    plain = ports(kernel)
+    return Kernel(
+        WatchedFirewall(plain.firewall, watch),
+        WatchedLinks(plain.links, watch),
+        plain.flows,
+        WatchedNft(FakeNft(kernel), watch),
+        WatchedShaper(FakeShaper(kernel), watch),
+    )
+
+
 @dataclass
 class Gateway:
     """A service with everything around it within reach."""
@@ -113,22 +128,31 @@ class Gateway:
     service: Service
     kernel: FakeKernel
     announcer: RecordingAnnouncer
+    clock: ManualClock = field(default_factory=ManualClock)
 
 
 def gateway(
-    directory: Path, kernel: FakeKernel | None = None, *, arp: ArpPolicy = "auto", interfaces: Interfaces | None = None
+    directory: Path,
+    kernel: FakeKernel | None = None,
+    *,
+    arp: ArpPolicy = "auto",
+    interfaces: Interfaces | None = None,
+    drift: Policy = "repair",
 ) -> Gateway:
     """A started service over a fake kernel (by default one as a pod has it) and a store in ``directory``."""
     kernel = kernel or FakeKernel.gateway_pod()
-    announcer = RecordingAnnouncer()
+    announcer, clock = RecordingAnnouncer(), ManualClock()
+    watch, journal = Watch(evidence(kernel)), Journal(clock)
     service = Service(
-        ports(kernel),
+        watched(kernel, watch),
         announcer,
         Store(directory),
-        ManualClock(),
+        clock,
         facts=Facts(arp),
         interfaces=interfaces,
         version="test",
+        drift=Drift(clock, journal, drift, watch),
+        journal=journal,
     )
     service.start().result(timeout=10)
-    return Gateway(service, kernel, announcer)
+    return Gateway(service, kernel, announcer, clock)

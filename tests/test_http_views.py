@@ -95,6 +95,7 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
     paths = {path: set(operations) for path, operations in openapi(http)["paths"].items()}
     item = {"get", "put", "delete"}
     assert paths == {
+        "/v1/drift": {"get"},
         "/v1/events": {"get"},
         "/v1/gateway": {"get", "put", "patch"},
         **{f"/v1/{kind}": {"get"} for kind in ("eips", "fips", "dnats", "snats", "routes", "shared-dnats", "qos")},

@@ -56,7 +56,7 @@ def test_nothing_happens_nothing_is_told(pod: Gateway, caplog: pytest.LogCapture
     with caplog.at_level(logging.DEBUG):
         run(pod.service, c.Init(), EIP, announce=("192.168.0.10",))
         pod.service.change(lambda _: example(), by="test", dry_run=True).result(timeout=10)
-        pod.service.links_changed()
+        pod.service.kernel_changed()
         run(pod.service, c.Init())
     assert said(pod) == before
     assert caplog.records == []
@@ -110,9 +110,9 @@ def test_of_many_changes_the_numbers_are_told(journal: Journal) -> None:
 def test_a_repair_says_what_was_missing(pod: Gateway) -> None:
     run(pod.service, c.Init(), EIP)
     pod.kernel.addresses.pop(AddressKey("net1", "192.168.0.10/24"))
-    pod.service.links_changed()
+    pod.service.kernel_changed()
     run(pod.service, c.Init())
-    assert said(pod)[-1] == "repair: + address 192.168.0.10/24 on net1"
+    assert said(pod)[-1] == "repair: address 192.168.0.10/24 on net1 is missing"
 
 
 def test_a_refusal_is_told_once_however_often_it_is_asked_for(pod: Gateway) -> None:

@@ -220,7 +220,7 @@ def test_a_missing_interface_at_start_is_waited_for(tmp_path: Path) -> None:
     second = gateway(tmp_path, kernel)
     assert not second.service.ready
     kernel.links["net1"] = net1
-    second.service.links_changed()
+    second.service.kernel_changed()
     run(second.service, c.Init())
     assert second.service.ready
     assert AddressKey("net1", "192.168.0.10/24") in kernel.addresses
@@ -248,7 +248,7 @@ def test_a_change_after_the_end_is_refused_at_once(pod: Gateway) -> None:
 def test_what_goes_with_a_link_comes_back_with_it(pod: Gateway) -> None:
     run(pod.service, c.Init(), c.SetGateways(gateway_v4="192.168.0.1"), EIP)
     default = pod.kernel.routes.pop(RouteKey("0.0.0.0/0"))
-    pod.service.links_changed()
+    pod.service.kernel_changed()
     run(pod.service, c.Init())
     assert pod.kernel.routes[RouteKey("0.0.0.0/0")] == default
     assert pod.service.status().transactions.committed == 2
@@ -262,7 +262,7 @@ def test_a_surprise_while_catching_up_does_not_end_the_writer(pod: Gateway) -> N
         raise ZeroDivisionError(step)
 
     pod.kernel.faults = surprise
-    pod.service.links_changed()
+    pod.service.kernel_changed()
     with pytest.raises(ZeroDivisionError):
         run(pod.service, c.Init())
     pod.kernel.faults = None

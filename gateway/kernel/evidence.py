@@ -1,0 +1,162 @@
+"""What tells that somebody wrote to the kernel: events of rtnetlink, nftables' transaction counter, table sizes.
+
+Cheap enough to be asked twice a second for ever: rtnetlink's events are counted, not read (rtnetlink(7)); the counter
+and the sizes take one call each, of 0.05 and 0.08 ms. Legacy tables have no more to offer: a rule replaced by one of
+the same size is found by the next full comparison only (linux/netfilter_ipv4/ip_tables.h, IPT_SO_GET_INFO).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Hashable, Mapping
+
+from gateway.kernel.netlink import Message, Netlink, attributes
+from gateway.ports import Variant
+from gateway.watch import Domain, Evidence
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_RECEIVE_BUFFER = 1 << 20
+_DATAGRAM = 1 << 16
+
+# linux/rtnetlink.h: enum rtnetlink_groups
+_LINK, _TC, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE, _IPV6_RULE = 1, 4, 5, 7, 8, 11, 19
+_GROUPS = (_LINK, _TC, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE, _IPV6_RULE)
+_TC_MESSAGES = range(36, 55)  # RTM_NEWQDISC to RTM_GETACTION
+_AF_BRIDGE = 7
+
+_NETLINK_NETFILTER = 12
+_GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
+_NFGENMSG = bytes((socket.AF_INET, 0, 0, 0))
+_NFTA_GEN_ID = 1
+_NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT)
+_SPARED = 240  # questions
+
+_IPT_SO_GET_INFO = 64
+_IPT_GETINFO = struct.Struct("=32s13I")  # name, valid hooks, 5 hook entries, 5 underflows, number of entries, size
+
+
+class Events:
+    """Counts what rtnetlink tells of links, addresses, routes and rules, and of traffic control.
+
+    May be drained by any thread. Where more was told than fits (ENOBUFS) both counts move.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._links = self._tc = 0
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            self._socket.bind((0, sum(1 << (group - 1) for group in _GROUPS)))
+        except OSError:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """The descriptor that is readable when there is something to drain."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        with self._lock:
+            self._socket.close()
+
+    def links(self) -> int:
+        """How many messages there were about links, addresses, routes and rules."""
+        self.drain()
+        return self._links
+
+    def tc(self) -> int:
+        """How many messages there were about traffic control."""
+        self.drain()
+        return self._tc
+
+    def drain(self) -> bool:
+        """Count what has come; whether anything has."""
+        with self._lock:
+            before = self._links, self._tc
+            while self._socket.fileno() != -1:
+                try:
+                    self._count(self._socket.recv(_DATAGRAM))
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+                    self._links += 1
+                    self._tc += 1
+            return before != (self._links, self._tc)
+
+    def _count(self, datagram: bytes) -> None:
+        position = 0
+        while position + _HEADER.size < len(datagram):
+            length, kind, *_ = _HEADER.unpack_from(datagram, position)
+            if length < _HEADER.size:
+                return
+            if kind in _TC_MESSAGES:
+                self._tc += 1
+            elif datagram[position + _HEADER.size] != _AF_BRIDGE:  # a bridge about its ports
+                self._links += 1
+            position += (length + 3) & ~3
+
+
+class _Generation:
+    """The number of the last transaction on nftables; None where the kernel has none.
+
+    There it is asked only now and then: each question has the kernel look for its module again.
+    """
+
+    def __init__(self) -> None:
+        self._netlink = Netlink(_NETLINK_NETFILTER)
+        self._spared = 0
+
+    def __call__(self) -> int | None:
+        if self._spared:
+            self._spared -= 1
+            return None
+        try:
+            (answer,) = self._netlink.ask(Message(_GETGEN, 0, _NFGENMSG))
+        except OSError as error:
+            if error.errno not in _NO_NFTABLES:
+                raise
+            self._spared = _SPARED
+            return None
+        return int.from_bytes(attributes(answer, len(_NFGENMSG))[_NFTA_GEN_ID], "big")
+
+
+class _LegacySizes:
+    """Number of entries, bytes, and where each hook begins and ends, of both legacy tables."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def __call__(self) -> Hashable:
+        if self._socket is None:  # of the namespace of the thread that asks
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
+        return tuple(self._info(table) for table in (b"mangle", b"nat"))
+
+    def _info(self, table: bytes) -> bytes:
+        assert self._socket is not None
+        said = ctypes.create_string_buffer(_IPT_GETINFO.pack(table, *[0] * 13), _IPT_GETINFO.size)
+        size = ctypes.c_uint32(_IPT_GETINFO.size)
+        # socket.getsockopt gives the kernel no value to read the table's name from.
+        arguments = (self._socket.fileno(), socket.SOL_IP, _IPT_SO_GET_INFO, said, ctypes.byref(size))
+        if self._libc.getsockopt(*arguments):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return said.raw
+
+
+def evidence(variant: Variant, events: Events) -> Mapping[Domain, Evidence]:
+    """What to watch of a namespace whose iptables are of this variant; for the writer's thread."""
+    generation = _Generation()
+    chains: Evidence = generation if variant == "nft" else _LegacySizes()
+    return {"chains": chains, "links": events.links, "nft": generation, "tc": events.tc}

@@ -201,7 +201,8 @@ def show_findings(findings: list[dict[str, Any]], checks: int) -> None:
             if each[name]:
                 out.print(f"{'':<9}{name}: {escape(each[name])}", soft_wrap=True)
     counted = Counter(each["severity"] for each in findings)
-    said = ", ".join(f"{counted[name]} {name}" for name in ("error", "warning", "info") if counted[name])
+    named = {"error": ("error", "errors"), "warning": ("warning", "warnings"), "info": ("worth knowing",) * 2}
+    said = ", ".join(f"{counted[name]} {words[counted[name] > 1]}" for name, words in named.items() if counted[name])
     out.print(f"{checks} checks: {said or 'all is well'}", style="bold")
 
 

@@ -17,8 +17,8 @@ TRIES = {
     "iptables-legacy": "iptables-legacy -t nat -S INPUT 1",
     "nf_tables": _TABLE,
     "numgen": f"{_TABLE} && nft 'add rule ip probe c tcp dport 80 {_SPREAD}'",
-    "random-fully": f"iptables-{{variant}} -t nat -A {_SNAT}",
-    "conntrack match": f"iptables-{{variant}} -t nat -A {_HAIRPIN}",
+    "random-fully": f"iptables-VARIANT -t nat -A {_SNAT}",
+    "conntrack match": f"iptables-VARIANT -t nat -A {_HAIRPIN}",
     "conntrack netlink": "conntrack -L",
     "HTB": "tc qdisc add dev lo root handle 1: htb",
     "u32 filters": "tc filter add dev lo parent 1: protocol ip u32 match ip src 192.0.2.1/32 flowid 1:1",
@@ -32,7 +32,7 @@ def tried(variant: str) -> dict[str, str]:
 
     ``variant`` is the iptables variant in use. Takes about 0.1 s.
     """
-    lines = (f"try '{name}' \"{each.format(variant=variant)}\"" for name, each in TRIES.items())
+    lines = (f"try '{name}' \"{each.replace('VARIANT', variant)}\"" for name, each in TRIES.items())
     script = "\n".join([_HEAD, *lines])
     try:
         ended = run(["unshare", "--net", "bash", "-c", script])

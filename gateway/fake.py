@@ -7,11 +7,11 @@ table edit is all or nothing. ``faults`` injects failures between any two kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
-from gateway.ports import Hop, LinksReading, Refused, Variant
+from gateway.ports import Hop, LinksReading, Moved, Refused, Variant
 from gateway.watch import Domain, Evidence
 from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, switched
 from rules.flows import Flow, FlowFilter
@@ -103,13 +103,29 @@ class FakeFirewall:
         chains = self.kernel.chains.items()
         return Ruleset({ref: rules for ref, rules in chains if ref.table in tables and ref.family == self.family})
 
+    def evidence(self, table: str) -> Hashable | None:
+        """The table itself; see ``gateway.remembered``."""
+        return tuple(self.read([table]).chains.items())
+
+    def edit_if(
+        self, table: str, standing: Mapping[ChainRef, Rules], edits: Sequence[ChainEdit], evidence: Hashable
+    ) -> Hashable | None:
+        """``edit``, if the evidence holds when it comes to it."""
+        self.kernel.step(f"edit table {table}")
+        if self.evidence(table) != evidence or standing != self.read([table]).chains:
+            raise Moved(table)
+        self._edit(table, edits)
+        return self.evidence(table)
+
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
-        step = f"edit table {table}"
-        self.kernel.step(step)
+        self.kernel.step(f"edit table {table}")
+        self._edit(table, edits)
+
+    def _edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         try:
             self.kernel.chains = apply_edits(table, self.kernel.chains, edits, self.family)
         except Rejected as error:
-            raise Refused(step, str(error), retryable=False) from error
+            raise Refused(f"edit table {table}", str(error), retryable=False) from error
 
 
 @dataclass

@@ -32,6 +32,14 @@ class Refused(Exception):
         self.retryable = retryable
 
 
+class Moved(Refused):
+    """Somebody else wrote to a netfilter table since the reading that an edit was made for; the edit did not happen."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(f"edit table {table}", "somebody else changed it in the meantime", retryable=True)
+        self.table = table
+
+
 Variant = Literal["legacy", "nft"]
 """Which iptables: the kernel's own xtables, or the one that writes nf_tables."""
 

@@ -77,6 +77,7 @@ class _Job:
     by: Asker | str
     dry_run: bool
     announce: tuple[str, ...]
+    dismiss: frozenset[str]
     future: Future[Outcome]
     queued: float
 
@@ -214,28 +215,41 @@ class Service:
         return self._queue(_standing, "comparison", True, ())
 
     def change(
-        self, edit: Edit, *, by: Asker | str, dry_run: bool = False, announce: Collection[str] = ()
+        self,
+        edit: Edit,
+        *,
+        by: Asker | str,
+        dry_run: bool = False,
+        announce: Collection[str] = (),
+        dismiss: Collection[str] = (),
     ) -> Future[Outcome]:
         """Queue one change: ``edit`` takes the spec that stands then and returns the wanted one.
 
         ``by`` is who asked, for the journal. ``announce`` names EIPs to announce once more even if nothing
-        changes. The future raises what ``edit`` raised (Conflict, NotInitialized), OtherAppliance in a pod that is a
-        load balancer, or Refused; kernel and spec are then as before.
+        changes, ``dismiss`` prefixes whose routes go even if somebody else made them. The future raises what ``edit``
+        raised (Conflict, NotInitialized), OtherAppliance in a pod that is a load balancer, or Refused; kernel and spec
+        are then as before.
         """
-        return self._queue(only(GatewaySpec, edit), by, dry_run, announce)
+        return self._queue(only(GatewaySpec, edit), by, dry_run, announce, dismiss)
 
     def balance(self, edit: BalancerEdit, *, by: Asker | str, announce: Collection[str] = ()) -> Future[Outcome]:
         """Queue one change of a pod that is (or with it becomes) a load balancer; else as ``change``."""
         return self._queue(only(LoadBalancerSpec, edit), by, False, announce)
 
     def _queue(
-        self, edit: Callable[[Spec | None], Spec], by: Asker | str, dry_run: bool, announce: Collection[str]
+        self,
+        edit: Callable[[Spec | None], Spec],
+        by: Asker | str,
+        dry_run: bool,
+        announce: Collection[str],
+        dismiss: Collection[str] = (),
     ) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         if self._closed:
             future.set_exception(Refused("change", "the daemon is ending", retryable=True))
         else:
-            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future, self._clock.monotonic()))
+            now = self._clock.monotonic()
+            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), frozenset(dismiss), future, now))
         return future
 
     def ask(self, question: Callable[[Kernel], T]) -> Future[T]:
@@ -355,10 +369,11 @@ class Service:
         begun = self._clock.monotonic()
         old = self._spec
         new = job.edit(old)
+        facts = replace(self._facts, dismissed=job.dismiss)
         if job.dry_run:
             actual = transaction.read(self._kernel)
-            return Outcome(new, transaction.plan(new, self._facts, actual), read=actual)
-        done = transaction.apply(self._kernel, new, self._facts)
+            return Outcome(new, transaction.plan(new, facts, actual), read=actual)
+        done = transaction.apply(self._kernel, new, facts)
         plan = done.plan
         self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
         announced = self._committed(old, new, done, job.announce)
@@ -469,7 +484,7 @@ class Service:
     def _compare(self, spec: Spec, look: Look) -> None:
         """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""
         begun = self._clock.monotonic()
-        actual = transaction.read(self._kernel)
+        actual = transaction.read(self._kernel, anew=not look.because)  # what left no evidence, too, is to be found
         left = transaction.plan(spec, self._facts, actual)
         if not left:
             self._committed(spec, spec, Done(left, actual), ())

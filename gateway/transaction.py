@@ -7,19 +7,19 @@ half-applied batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from gateway.ports import Around, Firewall, Flows, Links, LinksReading, Nft, Refused, Shaper
+from gateway.ports import Around, Firewall, Flows, Links, LinksReading, Moved, Nft, Refused, Shaper
 from rules.appliance import Spec, desired
 from rules.delta import delta, touched_tables, touches_links, touches_nft, touches_tc, undo
 from rules.desired import Facts
 from rules.nft import NftTable
 from rules.qos import Unshapeable, interfaces_of
-from rules.ruleset import FAMILIES, Family, Ruleset
+from rules.ruleset import FAMILIES, ChainRef, Family, Rules, Ruleset
 from rules.spec import GatewaySpec
-from rules.state import Actual, EditNft, EditTable, LinkStep, Plan
+from rules.state import Actual, Desired, EditNft, EditTable, LinkStep, Plan
 from rules.tc import TcStep
 
 D = TypeVar("D")
@@ -44,6 +44,14 @@ class NotReverted(Refused):
         super().__init__("revert", f"{undoing}; it followed a refusal: {cause}", retryable=True)
 
 
+class Memory(Protocol):
+    """Remembered readings (``gateway.remembered``)."""
+
+    def forget(self) -> None: ...
+
+    def share(self, wanted: Mapping[ChainRef, Rules | None]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Kernel:
     """The ports that a transaction needs."""
@@ -58,6 +66,8 @@ class Kernel:
     """The same tables for IPv6."""
     around: Around | None = None
     tables: tuple[str, ...] = TABLES
+    memory: Memory | None = None
+    """Where readings are remembered."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,10 @@ class Done:
     actual: Actual
 
 
-def read(kernel: Kernel) -> Actual:
-    """One reading of everything that a spec can be about."""
+def read(kernel: Kernel, *, anew: bool = False) -> Actual:
+    """One reading of everything that a spec can be about; ``anew``: nothing of it remembered."""
+    if anew and kernel.memory:
+        kernel.memory.forget()
     chains = kernel.firewall.read(kernel.tables).chains
     if kernel.firewall6:
         chains = {**chains, **kernel.firewall6.read(kernel.tables).chains}
@@ -92,13 +104,17 @@ def with_links(actual: Actual, read: LinksReading) -> Actual:
 
 def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
+    return delta(_wanted(spec, facts, actual), actual)
+
+
+def _wanted(spec: Spec, facts: Facts, actual: Actual) -> Desired:
     sides = (spec.interfaces.vpc, spec.interfaces.external) if spec.initialized else ()
     shaped = interfaces_of(spec) if isinstance(spec, GatewaySpec) else ()
     for name in (*sides, *sorted(shaped)):
         if name not in actual.links:
             raise Refused(f"interface {name}", "no such interface", retryable=True)
     try:
-        return delta(desired(spec, facts, actual), actual)
+        return desired(spec, facts, actual)
     except Unshapeable as error:
         raise Refused("bandwidth limits", str(error), retryable=False) from error
 
@@ -108,7 +124,15 @@ def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Done:
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
-    return converge(kernel, lambda actual: plan(spec, facts, actual))
+
+    def planned(actual: Actual) -> Plan:
+        wanted = _wanted(spec, facts, actual)
+        left = delta(wanted, actual)
+        if not left and kernel.memory:
+            kernel.memory.share(wanted.chains)
+        return left
+
+    return converge(kernel, planned)
 
 
 def converge(kernel: Kernel, planned: Callable[[Actual], Plan]) -> Done:
@@ -116,26 +140,34 @@ def converge(kernel: Kernel, planned: Callable[[Actual], Plan]) -> Done:
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
-    before = read(kernel)
-    done = planned(before)
+    before = actual = read(kernel)
+    done = left = planned(before)
     try:
-        return Done(done, _converge(kernel, planned, before, done))
+        for _ in range(PASSES):
+            if not left:
+                return Done(done, actual)
+            try:
+                _commit(kernel, left)
+                actual = _reread(kernel, left, actual)
+            except Moved as moved:
+                # What somebody else wrote meanwhile belongs to the state before ours: that edit did not happen.
+                actual = read(kernel)
+                before = _with_table(before, moved.table, actual)
+                done = Plan((*done.steps, *planned(actual).steps))
+            left = planned(actual)
+        if left:
+            raise Unverified(left)
     except Exception as error:
         _revert(kernel, done, before, error)
         raise
+    return Done(done, actual)
 
 
-def _converge(kernel: Kernel, planned: Callable[[Actual], Plan], before: Actual, first: Plan) -> Actual:
-    left, actual = first, before
-    for _ in range(PASSES):
-        if not left:
-            break
-        _commit(kernel, left)
-        actual = _reread(kernel, left, actual)
-        left = planned(actual)
-    if left:
-        raise Unverified(left)
-    return actual
+def _with_table(actual: Actual, table: str, other: Actual) -> Actual:
+    """The reading with one IPv4 table of another one."""
+    rest = {ref: rules for ref, rules in actual.ruleset.chains.items() if (ref.table, ref.family) != (table, 4)}
+    chains = {ref: rules for ref, rules in other.ruleset.chains.items() if (ref.table, ref.family) == (table, 4)}
+    return replace(actual, ruleset=Ruleset(rest | chains))
 
 
 def _revert(kernel: Kernel, done: Plan, before: Actual, cause: Exception) -> None:

@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -209,3 +210,43 @@ def _checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
+
+
+class Stream:
+    """Numbered datagrams in both directions, a thousand a second, by which every loss would be seen."""
+
+    def __init__(self, near: socket.socket, far: socket.socket, source: tuple[str, int]) -> None:
+        self._near, self._far, self._source = near, far, source
+        self._stop = threading.Event()
+        for end in (near, far):
+            end.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE: nothing is lost at the ends
+        self.sent = 0
+        self._thread = threading.Thread(target=self._send)
+
+    def __enter__(self) -> Stream:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _send(self) -> None:
+        while not self._stop.wait(0.001):
+            number = self.sent.to_bytes(4, "big")
+            self._near.send(number)
+            self._far.sendto(number, self._source)
+            self.sent += 1
+
+    def lost(self) -> int:
+        """How many datagrams did not arrive; call it after the stream has ended."""
+        missing = 0
+        for end in (self._near, self._far):
+            arrived: set[bytes] = set()
+            while len(arrived) < self.sent:
+                try:
+                    arrived.add(end.recv(64))
+                except TimeoutError:
+                    break
+            missing += self.sent - len(arrived)
+        return missing

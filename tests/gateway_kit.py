@@ -11,6 +11,7 @@ from gateway.arp.conflict import Conflict
 from gateway.drift import Drift, Policy
 from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft, FakeShaper, evidence
 from gateway.journal import Journal
+from gateway.remembered import RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
@@ -106,7 +107,9 @@ class RecordingAnnouncer:
 
 def ports(kernel: FakeKernel) -> Kernel:
     """The fake kernel behind the ports of a transaction."""
-    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel))
+    firewall = RememberedFirewall(FakeFirewall(kernel))
+    rest = FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel)
+    return Kernel(firewall, *rest, memory=firewall)
 
 
 def watched(kernel: FakeKernel, watch: Watch) -> Kernel:
@@ -118,6 +121,7 @@ def watched(kernel: FakeKernel, watch: Watch) -> Kernel:
         plain.flows,
         WatchedNft(FakeNft(kernel), watch),
         WatchedShaper(FakeShaper(kernel), watch),
+        memory=plain.memory,
     )
 
 

@@ -105,6 +105,30 @@ class Netlink:
                         answers[sequence] = _error(flags, said)
         return [answers[first + i] for i in range(len(messages))]
 
+    def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> list[memoryview | None]:
+        """Send the messages as one batch between two others, which the kernel takes whole or not at all.
+
+        Returns for each message the object that the kernel echoed (NLM_F_ECHO). Raises OSError with the errno and the
+        words of the first that it refused, or of ``begin``.
+        """
+        opening = self._sequence + 1
+        datagram = self._encoded(begin, 0)
+        datagram += b"".join(self._encoded(message, NLM_F_ACK) for message in messages) + self._encoded(end, 0)
+        answers: dict[int, NetlinkError | None] = {}
+        echoed: dict[tuple[int, int], memoryview] = {}
+        with self._conversation() as talk:
+            talk.send(datagram)
+            while len(answers) < len(messages) and opening not in answers:
+                for kind, flags, sequence, said in _messages(talk.recv(_DATAGRAM)):
+                    if kind != _NLMSG_ERROR:
+                        echoed[kind, sequence] = said
+                    elif opening <= sequence <= self._sequence:
+                        answers[sequence] = _error(flags, said)
+        for refusal in (answers[sequence] for sequence in sorted(answers)):
+            if refusal is not None:
+                raise OSError(refusal.code, refusal.words)
+        return [echoed.get((message.kind, opening + 1 + i)) for i, message in enumerate(messages)]
+
     def get(self, message: Message) -> memoryview | None:
         """The body of the one object that is asked for; raises OSError with the kernel's errno if it refuses."""
         request = self._encoded(message, NLM_F_ACK)
@@ -197,12 +221,17 @@ def _open(protocol: int) -> socket.socket:
         opened.settimeout(_TIMEOUT)
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             _try_option(opened, _SOL_NETLINK, option, 1)
-        _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        receive_buffer(opened)
         opened.bind((0, 0))
     except OSError:
         opened.close()
         raise
     return opened
+
+
+def receive_buffer(opened: socket.socket) -> None:
+    """Make room for many messages: 4 MiB, where that is allowed."""
+    _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
 
 
 def _try_option(opened: socket.socket, level: int, option: int, value: int) -> None:
@@ -224,6 +253,12 @@ def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
             return
         yield kind, flags, sequence, view[position + _HEADER.size : position + length]
         position += (length + 3) & ~3
+
+
+def messages(datagram: bytes) -> Iterator[tuple[int, memoryview]]:
+    """(type, body) of each message in a datagram."""
+    for kind, _, _, said in _messages(datagram):
+        yield kind, said
 
 
 def _error(flags: int, said: memoryview) -> NetlinkError | None:

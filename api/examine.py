@@ -25,7 +25,9 @@ from gateway import transaction
 from gateway.arp.ask import holders
 from gateway.kernel import features, listeners
 from gateway.kernel.conntrack import KernelFlows
+from gateway.kernel.generation import Generation
 from gateway.kernel.links import KernelLinks
+from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.restore import RestoreFirewall
 from gateway.kernel.shaper import KernelShaper
@@ -51,7 +53,11 @@ def facts(environment: Mapping[str, str], *, ask: bool = True) -> Facts:
     """Everything that can be found out here and now; ``ask``: also from neighbours. Raises BadSetting, Refused."""
     settings = Settings.from_environment(environment)
     variant = choose(settings.iptables)
-    kernel = Kernel(RestoreFirewall(variant), KernelLinks(), KernelFlows(), KernelNft(), KernelShaper())
+    generation = Generation()
+    maps = KernelMaps(variant, generation)
+    kernel = Kernel(
+        RestoreFirewall(variant), KernelLinks(), KernelFlows(), KernelNft(generation), KernelShaper(), maps=maps
+    )
     actual = transaction.read(kernel)
     status = _daemon(settings.run_dir, "/v1/status")
     spec = _spec(settings, actual, running=status is not None)
@@ -63,7 +69,7 @@ def facts(environment: Mapping[str, str], *, ask: bool = True) -> Facts:
         around=KernelSurroundings(variant).read(),
         variant=variant,
         status=status,
-        missing=_missing(spec, Decided(settings.arp), actual),
+        missing=_missing(spec, Decided(settings.arp, fastpath=settings.fastpath), actual),
         gateways=gateways,
         holders=holding,
         silent=silent,

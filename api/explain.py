@@ -162,7 +162,7 @@ def has_end(flow: Flow, end: Endpoint) -> bool:
 
 def _explained(packet: Packet, reading: Reading, flow: Flow | None = None) -> Explanation:
     actual = reading.actual
-    fate = trace(packet, actual.ruleset, Host.of(actual), services=services_of(actual.nft))
+    fate = trace(packet, actual.ruleset, Host.of(actual), services=services_of(actual.nft), maps=actual.maps)
     story = tell(fate, reading, flow)
     return Explanation(
         packet=_packet(packet),

@@ -38,6 +38,7 @@ from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.evidence import Events, evidence
 from gateway.kernel.generation import Generation
 from gateway.kernel.links import KernelLinks
+from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.surroundings import KernelSurroundings
@@ -46,7 +47,7 @@ from gateway.remembered import EvidentFirewall, Memories, RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
-from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedNft, WatchedShaper
+from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
 from rules.desired import Facts
 from rules.spec import Interfaces
 
@@ -106,6 +107,7 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
         KernelFlows(),
         WatchedNft(KernelNft(generation), watch),
         WatchedShaper(shaper, watch),
+        maps=WatchedMaps(KernelMaps(firewall.variant, generation), watch),
         around=KernelSurroundings(firewall.variant),
         memory=Memories(firewall, (links,)),
     )
@@ -150,7 +152,7 @@ async def _serve(settings: Settings) -> None:
         announcer,
         Store(settings.state_dir),
         clock,
-        facts=Facts(settings.arp),
+        facts=Facts(settings.arp, fastpath=settings.fastpath),
         interfaces=_interfaces(settings),
         version=version("vpc-nat-gateway"),
         drift=Drift(clock, journal, settings.drift, watch),

@@ -98,7 +98,8 @@ def _fastpath(status: dict[str, Any]) -> str:
     fastpath = status.get("fastpath")
     if fastpath is None:
         return ""
-    return ", fastpath on" if fastpath["on"] else f", [yellow]fastpath off[/] ({escape(fastpath['reason'])})"
+    why = f" ({escape(fastpath['reason'])})" if fastpath["reason"] else ""
+    return ", fastpath on" if fastpath["on"] else f", [yellow]fastpath off[/]{why}"
 
 
 def ago(seconds: float) -> str:

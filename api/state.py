@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
@@ -18,6 +18,7 @@ from rules.appliance import Spec, desired
 from rules.desired import Facts
 from rules.iptables import parse_save, render_save
 from rules.loadbalancer import LoadBalancerSpec
+from rules.maps import EntryKey, MapTable, label, labelled
 from rules.nft import NftTable, table_text
 from rules.ruleset import Ruleset
 from rules.share import services, table_of
@@ -71,6 +72,53 @@ class PolicyRuleModel(Part):
     foreign: str = ""
 
 
+class MapEntryModel(Part):
+    """What a map has for an address, in some with a protocol and a port."""
+
+    map: str
+    address: str
+    protocol: str
+    port: int
+    to_address: str
+    to_port: int
+
+
+class MapsModel(Part):
+    """The table of maps that decide ahead of the chains: rules by their labels, and entries."""
+
+    chains: dict[str, list[str]]
+    names: list[str]
+    entries: list[MapEntryModel]
+
+    @classmethod
+    def of(cls, table: MapTable) -> Self:
+        """The table as a document."""
+        return cls(
+            chains={name: [label(rule) for rule in rules] for name, rules in table.chains.items()},
+            names=sorted(table.maps),
+            entries=[
+                MapEntryModel(
+                    map=key.map,
+                    address=key.address,
+                    protocol=key.protocol,
+                    port=key.port,
+                    to_address=address,
+                    to_port=port,
+                )
+                for key, (address, port) in table.entries.items()
+            ],
+        )
+
+    @property
+    def table(self) -> MapTable:
+        """The document as a table."""
+        return MapTable(
+            chains={name: tuple(map(labelled, rules)) for name, rules in self.chains.items()},
+            maps=frozenset(self.names),
+            entries={EntryKey(e.map, e.address, e.protocol, e.port): (e.to_address, e.to_port) for e in self.entries},
+        )
+
+
 class State(Part):
     """What is wanted and what is there. ``rules`` as iptables-save prints them, ``nft`` as nft does.
 
@@ -84,6 +132,7 @@ class State(Part):
     load_balancer: LoadBalancerSpec | None = None
     rules: str
     nft: str
+    maps: MapsModel
     links: dict[str, LinkModel]
     addresses: list[AddressModel]
     routes: list[RouteModel]
@@ -102,6 +151,7 @@ class State(Part):
                 RouteKey(r.prefix, r.table): RouteEntry(r.interface, r.via, r.onlink, r.protocol) for r in self.routes
             },
             nft=_shared(spec),
+            maps=self.maps.table,
             policy_rules=frozenset(PolicyRule(**rule.model_dump(by_alias=False)) for rule in self.policy_rules),
         )
         return Reading(spec, actual, self.surroundings)
@@ -124,6 +174,7 @@ def state_of(service: Service) -> State:
         load_balancer=service.load_balancer,
         rules=render_save(Ruleset({ref: rules for ref, rules in actual.ruleset.chains.items() if ref.family == 4})),
         nft=table_text(actual.nft),
+        maps=MapsModel.of(actual.maps),
         links={
             name: LinkModel(
                 index=link.index,

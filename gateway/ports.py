@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rules.flows import Flow, FlowFilter
+from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import AddressKey, LinkState, LinkStep, PolicyRule, RouteEntry, RouteKey
@@ -144,6 +145,26 @@ class Around(Protocol):
 
     def read(self) -> Surroundings:
         """Everything, once; what cannot be read is told in it."""
+        ...
+
+
+@dataclass(frozen=True)
+class MapsReading:
+    """The table of maps, and in ``hindrance`` why there can be none; empty where there can."""
+
+    table: MapTable
+    hindrance: str = ""
+
+
+class Maps(Protocol):
+    """The nftables table of maps that decide ahead of the chains."""
+
+    def read(self) -> MapsReading:
+        """What it holds, and whether there is anything in the kernel that speaks against it."""
+        ...
+
+    def commit(self, edits: Sequence[MapEdit]) -> None:
+        """Carry the edits out as one transaction; raises Refused and changes nothing."""
         ...
 
 

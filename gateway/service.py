@@ -26,6 +26,7 @@ from gateway.status import (
     ConflictStatus,
     Counts,
     ErrorStatus,
+    FastpathStatus,
     LinkStatus,
     Status,
     TransactionCounts,
@@ -35,7 +36,7 @@ from gateway.transaction import Done, Kernel
 from rules.advice import warnings
 from rules.appliance import OtherAppliance, Spec, adopt, only
 from rules.changes import changes
-from rules.desired import Facts
+from rules.desired import Facts, without_maps
 from rules.differences import differences
 from rules.edit import Conflict, NotInitialized
 from rules.loadbalancer import LoadBalancerSpec
@@ -141,6 +142,7 @@ class Service:
         self._generation = 0
         self._unapplied = False  # the kernel is not known to equal the spec
         self._rejected = ("", "")
+        self._fastpath = FastpathStatus()
 
     # --- any thread ---------------------------------------------------------------------------------------
 
@@ -294,6 +296,7 @@ class Service:
             last_error=self._error,
             pending=pending,
             warnings=warnings(spec) if isinstance(spec, GatewaySpec) else [],
+            fastpath=self._fastpath,
             generation=self._generation,
             transactions=self._counts,
             drift=self._drift.status(),
@@ -393,6 +396,7 @@ class Service:
         self._actual = done.actual
         if done.plan or new != old:
             self._generation += 1
+        self._note_fastpath(new, done.actual)
         meters.TRANSACTION_STEPS.add(amount=len(done.plan.steps))
         if new != old:
             self._spec = new
@@ -402,6 +406,17 @@ class Service:
         announced = self._followers.announce(old, new, done.actual, asked)
         self._followers.save(Stored(new, self._facts.claimed))
         return announced
+
+    def _note_fastpath(self, spec: Spec, actual: Actual) -> None:
+        """Say once whether maps decide, and why not, for everything else works alike."""
+        if not isinstance(spec, GatewaySpec) or not spec.initialized or self._kernel.maps is None:
+            return
+        reason = without_maps(self._facts, actual)
+        now = FastpathStatus(on=not reason, reason=reason)
+        if now != self._fastpath:
+            self._fastpath = now
+            what = f"the chains decide alone: {reason}" if reason else "maps decide ahead of the chains"
+            self.journal.record("fastpath", "gateway", what)
 
     def _recover(self, recovered: Future[Outcome | None]) -> None:
         """Make the last stored spec stand again or, without one, adopt what the kernel's own rules say."""

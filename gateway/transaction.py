@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from gateway.ports import Around, Firewall, Flows, Links, LinksReading, Moved, Nft, Refused, Shaper
+from gateway.ports import Around, Firewall, Flows, Links, LinksReading, Maps, Moved, Nft, Refused, Shaper
 from rules.appliance import Spec, desired
-from rules.delta import delta, touched_tables, touches_links, touches_nft, touches_tc, undo
+from rules.delta import delta, touched_tables, touches_links, touches_maps, touches_nft, touches_tc, undo
 from rules.desired import Facts
 from rules.nft import NftTable
 from rules.qos import Unshapeable, interfaces_of
 from rules.ruleset import FAMILIES, ChainRef, Family, Rules, Ruleset
 from rules.spec import GatewaySpec
-from rules.state import Actual, Desired, EditNft, EditTable, LinkStep, Plan
+from rules.state import Actual, Desired, EditMaps, EditNft, EditTable, LinkStep, Plan
 from rules.tc import TcStep
 
 D = TypeVar("D")
@@ -64,6 +64,8 @@ class Kernel:
     shaper: Shaper | None = None
     firewall6: Firewall | None = None
     """The same tables for IPv6."""
+    maps: Maps | None = None
+    """The maps ahead of the chains."""
     around: Around | None = None
     tables: tuple[str, ...] = TABLES
     memory: Memory | None = None
@@ -87,7 +89,14 @@ def read(kernel: Kernel, *, anew: bool = False) -> Actual:
         chains = {**chains, **kernel.firewall6.read(kernel.tables).chains}
     nft = kernel.nft.read() if kernel.nft else NftTable()
     tc = kernel.shaper.read() if kernel.shaper else {}
-    return with_links(Actual(Ruleset(chains), nft=nft, tc=tc), kernel.links.read())
+    return with_links(_with_maps(Actual(Ruleset(chains), nft=nft, tc=tc), kernel.maps), kernel.links.read())
+
+
+def _with_maps(actual: Actual, maps: Maps | None) -> Actual:
+    if maps is None:
+        return actual
+    read = maps.read()
+    return replace(actual, maps=read.table, no_maps=read.hindrance)
 
 
 def with_links(actual: Actual, read: LinksReading) -> Actual:
@@ -198,6 +207,8 @@ def _commit(kernel: Kernel, todo: Plan) -> None:
             _firewall(kernel, step.family).edit(step.table, step.edits)
         elif isinstance(step, EditNft):
             _driver(kernel.nft, step).commit(step.commands)
+        elif isinstance(step, EditMaps):
+            _driver(kernel.maps, step).commit(step.edits)
         elif isinstance(step, TcStep):
             limits.append(step)
         else:
@@ -239,6 +250,8 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
     nft = kernel.nft.read() if kernel.nft and touches_nft(touched) else actual.nft
     tc = kernel.shaper.read() if kernel.shaper and touches_tc(touched) else actual.tc
     read = replace(actual, ruleset=Ruleset(chains), nft=nft, tc=tc)
+    if touches_maps(touched):
+        read = _with_maps(read, kernel.maps)
     if not touches_links(touched):
         return read
     return with_links(read, kernel.links.read())

@@ -50,9 +50,10 @@ def world() -> Iterator[World]:
         yield made
 
 
-@pytest.fixture(params=["legacy", "nft"])
+@pytest.fixture(params=[("legacy", "auto"), ("nft", "auto"), ("legacy", "off")], ids="-".join)
 def gateway(world: World, request: pytest.FixtureRequest) -> Iterator[Gateway]:
-    with world.gateway(variant=request.param) as made:
+    variant, fastpath = request.param
+    with world.gateway(variant=variant, environment={"NATGW_FASTPATH": fastpath}) as made:
         made.verb("eip-add", *(f"{eip}/24" for eip in EIPS))
         made.verb("subnet-route-add", "10.0.2.0/24,10.0.1.1")
         made.verb("floating-ip-add", f"{EIPS[0]},{FIP_OWNER}")

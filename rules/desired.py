@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rules import nat, qos, share
+from rules import fastpath, nat, qos, share
 from rules.keyed import Keyed
 from rules.nft import NftTable
 from rules.spec import Eip, GatewaySpec
@@ -25,12 +25,14 @@ class Facts:
 
     ``arp``: auto, or on (never touched). ``claimed``: addresses that do not bear our mark and yet go when their EIP
     goes: another program put them up for EIPs that we adopted. ``dismissed``: prefixes whose routes on the tenant's
-    side go, whoever made them, for a call has named them.
+    side go, whoever made them, for a call has named them. ``fastpath``: off, or maps ahead of the chains wherever that
+    is possible.
     """
 
     arp: ArpPolicy = "auto"
     claimed: frozenset[AddressKey] = frozenset()
     dismissed: frozenset[str] = frozenset()
+    fastpath: fastpath.Setting = "auto"
 
 
 def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
@@ -44,8 +46,9 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
         return Desired(tc=limits)
     arp_on = facts.arp == "on" or bool(spec.eips)
     external = spec.interfaces.external
+    maps = not without_maps(facts, actual)
     return Desired(
-        chains=dict(nat.chains(spec, guard=not arp_on)),
+        chains=nat.chains(spec, guard=not arp_on, maps=maps),
         hooks=dict.fromkeys(nat.HOOKS, True),
         addresses=_addresses(spec.eips, external, actual.addresses, facts.claimed),
         routes=_routes(spec, facts, actual),
@@ -53,7 +56,13 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
         promote_secondaries={external: True},
         nft=_nft(spec, actual),
         tc=limits,
+        maps=fastpath.table(spec) if maps else fastpath.NO_TABLE,
     )
+
+
+def without_maps(facts: Facts, actual: Actual) -> str:
+    """Why the chains decide alone, in one line; empty where maps decide ahead of them."""
+    return fastpath.hindrance(facts.fastpath, actual.ruleset.chains, actual.no_maps)
 
 
 def _nft(spec: GatewaySpec, actual: Actual) -> NftTable | None:

@@ -15,7 +15,7 @@ from rules.appliance import Spec
 from rules.flows import Flow
 from rules.mending import Fault, Way
 from rules.qos import limit_for
-from rules.ruleset import Jump, Rule
+from rules.ruleset import Goto, Jump, Rule
 from rules.spec import Direction, GatewaySpec, Part
 from rules.state import Actual, RouteEntry
 from rules.surroundings import Neighbour, Surroundings
@@ -142,7 +142,7 @@ def _rules(fate: Fate) -> Iterator[Line]:
 
 
 def _leads_on(step: Step) -> bool:
-    return isinstance(step.rule, Rule) and isinstance(step.rule.target, Jump)
+    return isinstance(step.rule, Rule) and isinstance(step.rule.target, Jump | Goto)
 
 
 def _translation(fate: Fate) -> Iterator[Line]:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from gateway.arp.conflict import Conflict
 from gateway.drift import Drift, Policy
-from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft, FakeShaper, evidence
+from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeMaps, FakeNft, FakeShaper, evidence
 from gateway.journal import Journal
 from gateway.remembered import RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
-from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedNft, WatchedShaper
+from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
 from rules.desired import ArpPolicy, Facts
 from rules.spec import GatewaySpec, Interfaces
 
@@ -109,7 +109,7 @@ def ports(kernel: FakeKernel) -> Kernel:
     """The fake kernel behind the ports of a transaction."""
     firewall = RememberedFirewall(FakeFirewall(kernel))
     rest = FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel)
-    return Kernel(firewall, *rest, memory=firewall)
+    return Kernel(firewall, *rest, maps=None if kernel.no_maps else FakeMaps(kernel), memory=firewall)
 
 
 def watched(kernel: FakeKernel, watch: Watch) -> Kernel:
@@ -121,6 +121,7 @@ def watched(kernel: FakeKernel, watch: Watch) -> Kernel:
         plain.flows,
         WatchedNft(FakeNft(kernel), watch),
         WatchedShaper(FakeShaper(kernel), watch),
+        maps=WatchedMaps(plain.maps, watch) if plain.maps else None,
         memory=plain.memory,
     )
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from api import overview
-from gateway.status import ArpStatus, Counts, LinkStatus, Status, TransactionCounts
+from gateway.status import ArpStatus, Counts, FastpathStatus, LinkStatus, Status, TransactionCounts
 from gateway.traffic import (
     BusiestDestination,
     Collector,
@@ -40,6 +40,7 @@ WELL = Status(
     generation=7,
     transactions=TransactionCounts(),
     uptime_seconds=61.0,
+    fastpath=FastpathStatus(on=True),
 )
 BUSY = Direction(bytes_per_second=1_250_000, active_flows=1200, packets_per_second=900, new_flows_per_second=5)
 PORTS = SnatPorts(
@@ -83,7 +84,7 @@ def shown(what: Any, width: int = 160) -> str:
 
 def test_everything_is_said_once() -> None:
     text = shown(overview.status(look()))
-    assert "vpc-nat-gateway 1.2.3  ready  iptables-legacy, kernel 6.18.0, up 0:01:01" in text
+    assert "vpc-nat-gateway 1.2.3  ready  iptables-legacy, fastpath on, kernel 6.18.0, up 0:01:01" in text
     assert "external gateway 192.168.0.1 on net1: 02:00:00:00:00:01 (reachable)" in text
     assert "tenants' gateway 10.0.1.1 on eth0: failed" in text
     assert "connections: 200,000 of 262,144 (76%), 3 dropped" in text

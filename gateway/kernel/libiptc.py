@@ -30,6 +30,7 @@ from rules.ruleset import (
     Dnat,
     Drop,
     Foreign,
+    Goto,
     InInterface,
     InsertRule,
     Jump,
@@ -169,6 +170,8 @@ def _set_target(built: _Rule, target: Target) -> None:
     match target:
         case Jump(chain):
             built.create_target(chain)
+        case Goto(chain):
+            built.create_target(chain, goto=True)
         case Drop():
             built.create_target("DROP")
         case Dnat(address, port):

@@ -28,6 +28,7 @@ _NLM_F_DUMP_INTR = 0x10
 _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
+_SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h: both architectures of the image
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
@@ -39,6 +40,7 @@ _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _TYPE_MASK = 0x3FFF  # the upper bits say "nested" and "network byte order"
 _DATAGRAM = 1 << 18
 _RECEIVE_BUFFER = 1 << 22
+_SEND_BUFFER = 1 << 16  # less than a socket takes without being asked
 _BATCH = 128  # as many acknowledgements as surely fit the receive buffer, even where it may not be enlarged
 _TIMEOUT = 10.0  # seconds; the kernel answers within the call, this only bounds a wait for an answer that was lost
 _DUMP_TRIES = 5
@@ -117,6 +119,8 @@ class Netlink:
         answers: dict[int, NetlinkError | None] = {}
         echoed: dict[tuple[int, int], memoryview] = {}
         with self._conversation() as talk:
+            if len(datagram) > _SEND_BUFFER:
+                _try_option(talk, socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(datagram))
             talk.send(datagram)
             while len(answers) < len(messages) and opening not in answers:
                 for kind, flags, sequence, said in _messages(talk.recv(_DATAGRAM)):

@@ -16,6 +16,7 @@ from gateway.kernel import sysctl
 from gateway.kernel.netlink import Message, Netlink, attributes
 from gateway.kernel.tool import run
 from gateway.ports import Refused, Variant
+from rules.maps import TABLE as MAPS
 from rules.surroundings import (
     CONNTRACK_BUCKETS,
     CONNTRACK_COUNT,
@@ -41,7 +42,7 @@ _STATES = {
     0x40: "noarp",
     0x80: "permanent",
 }
-OWN_TABLES = frozenset({"ip kube-ovn"})
+OWN_TABLES = frozenset({"ip kube-ovn", f"ip {MAPS}"})
 """The gateway's own nft tables."""
 MOST_RULES = 500
 """Lines of other hands' rules that one reading keeps."""

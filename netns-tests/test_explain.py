@@ -29,9 +29,9 @@ from api.state import offline
 
 NATGW = Path(sys.executable).with_name("natgw")
 FLOWS = 400
-THROUGH_THE_FACE = 12
+THROUGH_THE_FACE = 6
 """So many are asked of the daemon by the command itself; the others of its saved reading, which a test holds equal."""
-PATIENCE, SILENCE = 10.0, 0.5
+SILENCE = 0.5
 ETH_P_ALL, PACKET_OUTGOING = 0x0003, 4
 STRANGER = "02:00:00:00:0f:0f"
 MARK = b"packet"

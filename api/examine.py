@@ -69,7 +69,7 @@ def facts(environment: Mapping[str, str], *, ask: bool = True) -> Facts:
         around=KernelSurroundings(variant).read(),
         variant=variant,
         status=status,
-        missing=_missing(spec, Decided(settings.arp, fastpath=settings.fastpath), actual),
+        missing=_missing(settings, spec, actual, running=status is not None),
         gateways=gateways,
         holders=holding,
         silent=silent,
@@ -103,10 +103,17 @@ def _spec(settings: Settings, actual: Actual, *, running: bool) -> Spec | None:
     return adopt(actual)
 
 
-def _missing(spec: Spec | None, decided: Decided, actual: Actual) -> tuple[str, ...]:
-    if spec is None:
+def _missing(settings: Settings, spec: Spec | None, actual: Actual, *, running: bool) -> tuple[str, ...]:
+    """How the kernel differs from the spec: by the daemon's comparison, else by our own.
+
+    Ours knows nothing of the protection of INPUT, which is not in the spec; where it is on, nothing is compared.
+    """
+    if running:
+        return tuple((_daemon(settings.run_dir, "/v1/drift") or {}).get("now", ()))
+    if spec is None or settings.input is not None:
         return ()
     try:
+        decided = Decided(settings.arp, fastpath=settings.fastpath)
         return differences(transaction.plan(spec, decided, actual), actual)
     except Refused as error:
         return (str(error),)

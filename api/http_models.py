@@ -176,6 +176,7 @@ WRITE_PROBLEMS: Responses = {
     413: {"model": Problem, "description": "The body is too large"},
     422: {"model": Problem, "description": "A field is wrong; `errors` names every one"},
     500: {"model": Problem, "description": "The kernel refused, in its own words; the state before is restored"},
+    503: {"model": Problem, "description": "Too many changes are waiting; nothing was tried"},
 }
 
 

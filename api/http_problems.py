@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from api.http_models import PROBLEM_JSON, FieldError, Problem
-from gateway.ports import Refused
+from gateway.ports import Busy, Refused
 from gateway.transaction import NotReverted
 from rules.appliance import OtherAppliance
 from rules.commands import Command
@@ -96,6 +96,8 @@ def _other_appliance(_: Request, error: Exception) -> Response:
 
 def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
+    if isinstance(error, Busy):
+        return problem(503, "busy", "Busy", str(error), headers={"Retry-After": "1"}, retryable=True)
     return problem(
         500,
         "refused",

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from api.show import ago, head_lines, on_off
+from api.show import ago, head_lines, marked, on_off
 
 FEW = 2
 """So many port mappings of an EIP are spelled out in its row."""
@@ -212,7 +212,7 @@ def _neighbours(look: Document) -> Iterator[RenderableType]:
         good = hop.mac is not None and hop.state not in ("failed", "incomplete")
         state = f"{hop.mac} ({hop.state})" if hop.mac else hop.state
         colour = "green" if good else "red" if hop.state in ("failed", "incomplete") else "yellow"
-        yield Text.from_markup(f"{hop.role} {hop.address} on {escape(hop.interface)}: [{colour}]{state}[/]")
+        yield marked(f"{hop.role} {hop.address} on {escape(hop.interface)}: [{colour}]{state}[/]")
 
 
 def _flows(look: Document) -> Iterator[RenderableType]:
@@ -226,9 +226,7 @@ def _flows(look: Document) -> Iterator[RenderableType]:
         colour = "red" if share >= 0.9 else "yellow" if share >= 0.7 else "green"
         lost = f", [red]{table['drop']:,} dropped[/]" if table["drop"] else ""
         failed = f", {table['insertFailed']:,} refused" if table["insertFailed"] else ""
-        yield Text.from_markup(
-            f"connections: [{colour}]{table['count']:,} of {table['max']:,} ({share:.0%})[/]{lost}{failed}"
-        )
+        yield marked(f"connections: [{colour}]{table['count']:,} of {table['max']:,} ({share:.0%})[/]{lost}{failed}")
     if not _measured(look):
         yield Text(f"traffic: not measured ({traffic['collector']['detail']})", style="yellow")
         return

@@ -39,14 +39,16 @@ SIGNS = {
 
 def console() -> Console:
     """The standard output; plain where it is no terminal, and unfolded unless COLUMNS says how wide it is."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
+
+
+def marked(markup: str) -> Text:
+    """A line with colours. ``:cd:`` is two digits of a MAC address, never a picture."""
+    return Text.from_markup(markup, emoji=False, overflow="fold")
 
 
 def head_lines(status: dict[str, Any]) -> Iterator[Text]:
     """How the gateway is, in a few lines: readiness, versions, counts, and what is wrong."""
-
-    def line(markup: str) -> Text:
-        return Text.from_markup(markup, overflow="fold")
 
     state = "[green]ready[/]" if status["ready"] else "[red]not ready[/]: " + escape("; ".join(status["pending"]))
     if not status["initialized"]:
@@ -54,21 +56,21 @@ def head_lines(status: dict[str, Any]) -> Iterator[Text]:
     up = timedelta(seconds=int(status["uptimeSeconds"]))
     kernel = (status.get("surroundings") or {}).get("kernel")
     runs = f"iptables-{status['variant']}{_fastpath(status)}{f', kernel {escape(kernel)}' if kernel else ''}, up {up}"
-    yield line(f"[bold]vpc-nat-gateway {escape(status['version'])}[/]  {state}  {runs}")
+    yield marked(f"[bold]vpc-nat-gateway {escape(status['version'])}[/]  {state}  {runs}")
     counts = ", ".join(f"{count:,} {kind}" for kind, count in status["counts"].items() if count)
     done = ", ".join(f"{count:,} {what}" for what, count in status["transactions"].items())
-    yield line(f"{counts or 'no objects'}; generation {status['generation']}; transactions: {done}")
+    yield marked(f"{counts or 'no objects'}; generation {status['generation']}; transactions: {done}")
     if drift := status.get("drift"):
-        yield line(f"drift: policy {drift['policy']}, {drift['repairs']:,} repairs; natgw status --diff compares")
+        yield marked(f"drift: policy {drift['policy']}, {drift['repairs']:,} repairs; natgw status --diff compares")
     for conflict in status["conflicts"]:
-        yield line(
+        yield marked(
             f"[red]address conflict[/]: {conflict['address']} on {escape(conflict['interface'])} is also held by "
             f"{conflict['mac']}, seen {conflict['count']} times, last {_when(conflict['lastSeen'])}"
         )
     for warning in status.get("warnings", ()):
-        yield line(f"[yellow]warning[/]: {escape(warning)}")
+        yield marked(f"[yellow]warning[/]: {escape(warning)}")
     if error := status["lastError"]:
-        yield line(f"[red]last error[/] {_when(error['at'])}, {escape(error['by'])}: {escape(error['message'])}")
+        yield marked(f"[red]last error[/] {_when(error['at'])}, {escape(error['by'])}: {escape(error['message'])}")
 
 
 def show_drift(report: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from gateway import meters
 from gateway.journal import Journal
 from gateway.ports import Clock
 from gateway.status import DriftEntry, DriftStatus
@@ -150,6 +151,9 @@ class Drift:
             self._journal.record("drift", "others", _FIGHT, level=logging.WARNING)
 
     def _note(self, differences: tuple[str, ...], by: Look, *, repaired: bool, seconds: float) -> None:
+        meters.DRIFT_FOUND.add(str(by), amount=len(differences))
+        if repaired:
+            meters.DRIFT_REPAIRS.add(str(by), amount=len(differences))
         kept = list(differences[:_LINES])
         at = self._clock.time()
         entry = DriftEntry(

@@ -68,6 +68,8 @@ class FakeKernel:
     """Why it can have no maps ahead of the chains; empty: it can."""
     tc: Objects = field(default_factory=dict)
     faults: Fault | None = None
+    unreadable: bool = False
+    """Reading the chains is refused."""
     writes: int = 0
 
     def __post_init__(self) -> None:
@@ -104,6 +106,8 @@ class FakeFirewall:
     family: Family = 4
 
     def read(self, tables: Collection[str]) -> Ruleset:
+        if self.kernel.unreadable:
+            raise Refused("read the chains", "Operation not permitted", retryable=False)
         chains = self.kernel.chains.items()
         return Ruleset({ref: rules for ref, rules in chains if ref.table in tables and ref.family == self.family})
 

@@ -33,6 +33,13 @@ class Refused(Exception):
         self.retryable = retryable
 
 
+class Busy(Refused):
+    """More is asked for than is done in time: nothing was tried, and a later try may find a shorter queue."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("busy", reason, retryable=True)
+
+
 class Moved(Refused):
     """Somebody else wrote to a netfilter table since the reading that an edit was made for; the edit did not happen."""
 

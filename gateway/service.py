@@ -20,7 +20,7 @@ from gateway import meters, transaction
 from gateway.drift import LOOK_SHARE, Drift, Look
 from gateway.follow import Announcing, Followers
 from gateway.journal import Asker, Journal
-from gateway.ports import Clock, Refused, Variant
+from gateway.ports import Busy, Clock, Refused, Variant
 from gateway.status import (
     ArpStatus,
     ConflictStatus,
@@ -53,6 +53,10 @@ BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
 T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
+MOST_WAITING = 1024
+"""Changes in the queue; further ones are refused at once."""
+LONGEST_WAIT = 60.0
+"""Seconds after which a change that still waits is refused: whoever asked has most likely given up."""
 
 _ASKERS_DOING = (Conflict, NotInitialized, OtherAppliance)
 
@@ -140,6 +144,7 @@ class Service:
         self._error: ErrorStatus | None = None
         self._counts = TransactionCounts()
         self._generation = 0
+        self._known = False  # whether there is a last state, and which
         self._unapplied = False  # the kernel is not known to equal the spec
         self._rejected = ("", "")
         self._fastpath = FastpathStatus()
@@ -249,6 +254,8 @@ class Service:
         future: Future[Outcome] = Future()
         if self._closed:
             future.set_exception(Refused("change", "the daemon is ending", retryable=True))
+        elif (waiting := self._jobs.qsize()) >= MOST_WAITING:
+            future.set_exception(Busy(f"{waiting} changes are waiting already"))
         else:
             now = self._clock.monotonic()
             self._jobs.put(_Job(edit, by, dry_run, tuple(announce), frozenset(dismiss), future, now))
@@ -304,8 +311,9 @@ class Service:
         )
 
     def _pending(self) -> list[str]:
+        unknown = ["the last state is not known yet"] if not self._known else []
         unapplied = ["kernel does not equal the spec"] if self._unapplied or self._drift.differs else []
-        return unapplied + self._followers.pending()
+        return unknown + unapplied + self._followers.pending()
 
     # --- the writer thread --------------------------------------------------------------------------------
 
@@ -338,7 +346,7 @@ class Service:
         if (look := self._drift.due()) is not None:
             self._catch_up(look)
         now = self._clock.monotonic()
-        if not (self._unapplied or self._followers.pending()):
+        if self._known and not (self._unapplied or self._followers.pending()):
             self._retry_at = None
         elif self._retry_at is None:
             self._retry_at = now + RETRY_SECONDS
@@ -347,7 +355,7 @@ class Service:
             self._retry()
 
     def _retry(self) -> None:
-        if self._unapplied:
+        if self._unapplied or not self._known:
             self._catch_up(Look(("retry",)))
         elif self._spec is not None:
             self._follow_up(self._spec)
@@ -358,6 +366,9 @@ class Service:
             return
         begun = self._clock.monotonic()
         meters.WRITER_WAIT_SECONDS.observe(begun - job.queued)
+        if begun - job.queued > LONGEST_WAIT:
+            job.future.set_exception(Busy(f"after {LONGEST_WAIT:.0f} s earlier changes are still not done"))
+            return
         try:
             outcome = self._transact(job)
         except BaseException as error:  # noqa: BLE001 -- handed to the asker, who raises it
@@ -370,6 +381,8 @@ class Service:
 
     def _transact(self, job: _Job) -> Outcome:
         begun = self._clock.monotonic()
+        if not self._known:
+            self._learn()  # a change of what is not known would take it for nothing
         old = self._spec
         new = job.edit(old)
         facts = replace(self._facts, dismissed=job.dismiss)
@@ -419,25 +432,33 @@ class Service:
             self.journal.record("fastpath", "gateway", what)
 
     def _recover(self, recovered: Future[Outcome | None]) -> None:
-        """Make the last stored spec stand again or, without one, adopt what the kernel's own rules say."""
+        """Make the last state stand again."""
         try:
-            stored = self._store.load()
-            if stored is None:
-                stored = self._adopt()
-                if stored is not None:
-                    self._followers.unsaved()
-            if stored is not None:
-                self._spec = stored.spec
-                self._facts = replace(self._facts, claimed=stored.claimed)
-                self._unapplied = True
-            else:
-                self._drift.agrees()  # there is nothing to disagree with
-            recovered.set_result(self._restore() if stored else None)
+            self._learn()
+            recovered.set_result(self._restore() if self._spec else None)
         except Refused as error:
             self._failed("restore", error)
             recovered.set_result(None)
         except BaseException as error:  # noqa: BLE001 -- handed to whoever started the service
             recovered.set_exception(error)
+
+    def _learn(self) -> None:
+        """Find the last state: the stored one, else what the kernel's own rules say, else the one stored before.
+
+        Raises Refused where the kernel cannot be read; that nothing stands is not known then.
+        """
+        stored = self._store.load()
+        if stored is None:
+            stored = self._adopt() or self._store.previous()
+            if stored is not None:
+                self._followers.unsaved()
+        if stored is not None:
+            self._spec = stored.spec
+            self._facts = replace(self._facts, claimed=stored.claimed)
+            self._unapplied = True
+        else:
+            self._drift.agrees()  # there is nothing to disagree with
+        self._known = True
 
     def _adopt(self) -> Stored | None:
         """The spec that the kernel's own rules tell, with the addresses that somebody else put up for its EIPs."""
@@ -477,6 +498,8 @@ class Service:
         """
         begun = self._clock.monotonic()
         try:
+            if not self._known:
+                self._learn()
             if self._spec is None:
                 self._actual = transaction.with_links(Actual(), self._kernel.links.read())
                 self._drift.agrees()

@@ -71,13 +71,30 @@ class Store:
         found = (self._read(kind, self._directory / name) for kind, name in FILES.items())
         return next((stored for stored in found if stored), None)
 
+    def previous(self) -> Stored | None:
+        """The generation before the one that ``load`` had to set aside; None where nothing was, or that is no better.
+
+        The kernel knows better, as long as it holds anything of ours: it has the change that this one lacks. In a new
+        network namespace this is all there is, and one change too few is better than nothing. Where there was a
+        journal it would be many.
+        """
+        journals = (JOURNAL, f"{JOURNAL}.corrupt")
+        for kind, name in FILES.items():
+            path = self._directory / name
+            aside = path.with_suffix(".json.corrupt").exists() and not path.exists()
+            if aside and not any((self._directory / journal).exists() for journal in journals):
+                found = self._read(kind, path.with_suffix(".json.1"))
+                self._standing = None  # what is stored next is written whole
+                return found
+        return None
+
     def _read(self, kind: type[Spec], path: Path) -> Stored | None:
         try:
             return self._parse(kind, path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            aside = path.with_suffix(".json.corrupt")
+            aside = self._directory / f"{FILES[kind]}.corrupt"
             log.error("the stored spec is unusable (%s); it is set aside as %s", error, aside)
             journal = self._directory / JOURNAL
             for file, to in ((path, aside), (journal, journal.with_suffix(".journal.corrupt"))):
@@ -92,6 +109,8 @@ class Store:
         body, digest = document["spec"], document["sha256"]
         if hashlib.sha256(body.encode()).hexdigest() != digest:
             raise ValueError("its checksum does not match")
+        if document.get("claimed_sha256", known := _digest(document["claimed"])) != known:
+            raise ValueError("the checksum of the addresses that go with their EIPs does not match")
         journaled = document["format"] == FORMAT_WITH_JOURNAL
         edits = self._journal.load(digest) if journaled else []
         try:
@@ -133,7 +152,14 @@ class Store:
         digest = hashlib.sha256(body.encode()).hexdigest()
         journaled = isinstance(stored.spec, GatewaySpec) and len(body) > self._journal_above
         number = FORMAT_WITH_JOURNAL if journaled else FORMAT
-        document = {"format": number, "sha256": digest, "spec": body, "claimed": sorted(stored.claimed)}
+        claimed = sorted(map(list, stored.claimed))
+        document = {
+            "format": number,
+            "sha256": digest,
+            "spec": body,
+            "claimed": claimed,
+            "claimed_sha256": _digest(claimed),
+        }
         path = self._directory / FILES[type(stored.spec)]
         previous = path.with_suffix(".json.1")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -157,5 +183,9 @@ class Store:
     def forget(self) -> None:
         """Remove the stored spec, so that no outdated one can come back; raises OSError."""
         self._standing = None
-        for name in (*FILES.values(), JOURNAL):
+        for name in (*FILES.values(), *(f"{name}.1" for name in FILES.values()), JOURNAL):
             (self._directory / name).unlink(missing_ok=True)
+
+
+def _digest(claimed: object) -> str:
+    return hashlib.sha256(json.dumps(claimed).encode()).hexdigest()

@@ -13,7 +13,7 @@ from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeMap
 from gateway.journal import Journal
 from gateway.remembered import RememberedFirewall
 from gateway.service import Service
-from gateway.store import Store
+from gateway.store import JOURNAL_ABOVE, Store
 from gateway.transaction import Kernel
 from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
 from rules.desired import ArpPolicy, Facts
@@ -143,6 +143,7 @@ def gateway(
     arp: ArpPolicy = "auto",
     interfaces: Interfaces | None = None,
     drift: Policy = "repair",
+    journal_above: int = JOURNAL_ABOVE,
 ) -> Gateway:
     """A started service over a fake kernel (by default one as a pod has it) and a store in ``directory``."""
     kernel = kernel or FakeKernel.gateway_pod()
@@ -151,7 +152,7 @@ def gateway(
     service = Service(
         watched(kernel, watch),
         announcer,
-        Store(directory),
+        Store(directory, journal_above=journal_above),
         clock,
         facts=Facts(arp),
         interfaces=interfaces,

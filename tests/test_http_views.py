@@ -128,7 +128,7 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
 
 def test_problems_are_declared_with_their_media_type(http: Face) -> None:
     responses = openapi(http)["paths"]["/v1/gateway"]["put"]["responses"]
-    assert set(responses) == {"200", "201", "409", "413", "422", "500"}
+    assert set(responses) == {"200", "201", "409", "413", "422", "500", "503"}
     for status in ("409", "413", "422", "500"):
         assert list(responses[status]["content"]) == ["application/problem+json"]
     assert list(responses["200"]["content"]) == ["application/json"]

@@ -45,7 +45,7 @@ def test_the_generation_before_is_kept(tmp_path: Path) -> None:
     assert store.load() == Stored(example())
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "format", "shape", "empty"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "claim", "format", "shape", "empty"])
 def test_a_damaged_file_is_set_aside_and_reported(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -56,6 +56,7 @@ def test_a_damaged_file_is_set_aside_and_reported(
     damaged = {
         "truncate": text[: len(text) // 2],
         "flip": text.replace("10.0.1.5", "10.0.1.6"),
+        "claim": json.dumps(document | {"claimed": [["net1", "192.168.0.99/24"]]}),
         "format": json.dumps(document | {"format": 99}),
         "shape": json.dumps([1, 2]),
         "empty": "",
@@ -74,6 +75,32 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         store.save(Stored(GatewaySpec()))
     assert store.load() == Stored(example())
+
+
+def test_the_generation_before_is_offered_only_in_place_of_one_that_was_set_aside(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(Stored(example()))
+    store.save(Stored(GatewaySpec()))
+    assert store.previous() is None
+    (tmp_path / "spec.json").write_text("")
+    assert store.load() is None
+    assert store.previous() == Stored(example())
+    store.save(Stored(GatewaySpec()))
+    assert store.previous() is None
+    (tmp_path / "spec.json").write_text("")
+    (tmp_path / "spec.json.1").write_text("half")
+    assert store.load() is None
+    assert store.previous() is None
+
+
+def test_what_is_forgotten_does_not_come_back(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for _ in range(2):
+        store.save(Stored(example()))
+    store.forget()
+    assert store.load() is None
+    assert store.previous() is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_large_gateway_is_edited_not_written_anew(tmp_path: Path) -> None:

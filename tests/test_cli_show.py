@@ -50,7 +50,7 @@ def test_all_that_is_wrong_is_shown(capsys: pytest.CaptureFixture[str], monkeypa
     console().print(status({**ILL.model_dump(mode="json"), "spec": None, "traffic": None, "surroundings": None}))
     shown = capsys.readouterr().out
     assert "vpc-nat-gateway 1.2.3  not ready: kernel does not equal the spec; spec is not on disk" in shown
-    assert "iptables-nft, up 1 day, 1:01:01" in shown
+    assert "iptables-nft, fastpath off, up 1 day, 1:01:01" in shown
     lines = {line.split()[0]: line.split() for line in shown.splitlines() if line}
     assert lines["eth0"] == ["eth0", "vpc", "down", "on", "02:00:00:00:00:02", "1400"]
     assert lines["net1"] == ["net1", "external", "missing"]

@@ -145,7 +145,7 @@ def _target(target: Target) -> str:  # noqa: PLR0911 -- one line a target
             return "-j RETURN"
 
 
-@lru_cache(maxsize=1 << 16)  # a table is read before and after every change, and most of it is as it was
+@lru_cache(maxsize=1 << 12)  # what was just rendered is read back
 def parse_rule(text: str) -> AnyRule:
     """The rule that iptables-save printed as ``text`` (after ``-A CHAIN``).
 

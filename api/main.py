@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -102,7 +103,7 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
     """The drivers; for the writer's thread, in whose network namespace they open their sockets."""
     generation = Generation()
     firewall = RememberedFirewall(_firewall(settings, generation))
-    links, shaper = KernelLinks(), KernelShaper()
+    links, shaper, maps = KernelLinks(), KernelShaper(), KernelMaps(firewall.variant, generation)
     watch = Watch(evidence(firewall.variant, events))
     kernel = Kernel(
         WatchedFirewall(firewall, watch),
@@ -111,12 +112,11 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
         WatchedNft(KernelNft(generation), watch),
         WatchedShaper(shaper, watch),
         firewall6=_firewall6(settings, firewall.variant),
-        maps=WatchedMaps(KernelMaps(firewall.variant, generation), watch),
-        around=KernelSurroundings(firewall.variant),
+        maps=WatchedMaps(maps, watch),
         tables6=("mangle",),
-        memory=Memories(firewall, (links,)),
+        memory=Memories(firewall, (links, maps)),
     )
-    return kernel, watch
+    return replace(kernel, around=KernelSurroundings(firewall.variant)), watch
 
 
 def _firewall(settings: Settings, generation: Generation) -> EvidentFirewall:

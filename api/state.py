@@ -16,6 +16,7 @@ from gateway.service import Service
 from gateway.status import Status
 from rules.appliance import Spec, desired
 from rules.desired import Facts
+from rules.entries import Entries
 from rules.iptables import parse_save, render_save
 from rules.loadbalancer import LoadBalancerSpec
 from rules.maps import EntryKey, MapTable, label, labelled
@@ -115,7 +116,9 @@ class MapsModel(Part):
         return MapTable(
             chains={name: tuple(map(labelled, rules)) for name, rules in self.chains.items()},
             maps=frozenset(self.names),
-            entries={EntryKey(e.map, e.address, e.protocol, e.port): (e.to_address, e.to_port) for e in self.entries},
+            entries=Entries(
+                {EntryKey(e.map, e.address, e.protocol, e.port): (e.to_address, e.to_port) for e in self.entries}
+            ),
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from api.http_console import add_console
 from api.http_drift import add_drift
 from api.http_events import add_events
 from api.http_explain import add_explain
@@ -55,6 +56,7 @@ def build_app(
     add_events(app, service.journal)
     add_probes(app, service)
     add_traffic(app, traffic or TrafficReader(lambda: service.spec))
+    add_console(app)
     _say_problem_json(app)
     return app
 

@@ -41,9 +41,13 @@ def doctor(gateway: Gateway, *words: str, **environment: str) -> tuple[int, list
     return done.returncode, json.loads(done.stdout)
 
 
-def test_a_sound_gateway_is_well(gateway: Gateway) -> None:
+def test_a_sound_gateway_is_well(world: World, gateway: Gateway) -> None:
     gateway.status()  # the HTTP face is up
     assert doctor(gateway) == (0, [])
+    gateway.run("ping", "-c", "1", "-W", "5", ROUTER)
+    met = gateway.get("/v1/surroundings")["neighbours"]
+    (router,) = [each for each in met if each["address"] == ROUTER]
+    assert router["mac"] == world.router.ip_json("link", "show", "eth0")[0]["address"]
 
 
 def test_without_a_daemon_that_is_the_only_thing(gateway: Gateway) -> None:

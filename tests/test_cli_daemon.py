@@ -104,7 +104,7 @@ def test_status_for_people(natgw: Natgw) -> None:
     assert "not initialized" in natgw("status").stdout
     natgw("apply", "-f", natgw.file(STATE))
     shown = natgw("status").stdout
-    assert re.search(r"vpc-nat-gateway test +ready +iptables-legacy, up 0:00:00", shown)
+    assert re.search(r"vpc-nat-gateway test +ready +iptables-legacy, fastpath off, up 0:00:00", shown)
     assert re.search(r"^eth0 +vpc +up +on +02:00:00:00:00:02 +1400", shown, re.M)
     assert re.search(r"^net1 +external +up +on +02:00:00:00:00:03 +1400", shown, re.M)
     assert "2 eips, 1 fips, 1 dnats, 1 snats, 1 routes" in shown

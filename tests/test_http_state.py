@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from api.explain import Endpoint, Question, explain
+from api.http_app import build_app
 from api.state import State, offline
 from rules.flows import Flow
-from tests.gateway_kit import STATE
-from tests.http_kit import Face, assert_problem, face
+from rules.loadbalancer import LoadBalancerSpec
+from tests.gateway_kit import STATE, gateway
+from tests.http_kit import Face, assert_problem, call, face
 from tests.test_http_explain import ask
+from tests.test_story import LB
 
 
 @pytest.fixture
@@ -78,3 +81,15 @@ def test_a_live_connection_is_found_by_any_of_its_ends(ready: Face) -> None:
 
 def test_what_surrounds_the_gateway_is_read_when_asked(ready: Face) -> None:
     assert set(ready("GET", "/v1/surroundings").json()) == {"kernel", "sysctls", "neighbours", "otherRules", "unread"}
+
+
+def test_in_a_load_balancers_pod_explain_answers_too(tmp_path: Path) -> None:
+    made = gateway(tmp_path)
+    dnat = {**LB["dnats"][0], "gateway": "10.0.1.1"}  # type: ignore[dict-item]
+    spec = LoadBalancerSpec.model_validate({**LB, "dnats": [dnat]})
+    made.service.balance(lambda _: spec, by="test").result(timeout=10)
+    question = {"protocol": "tcp", "src": "203.0.113.5:40000", "dst": "192.168.0.30:80"}
+    told = call(build_app(made.service), "GET", "/v1/explain", params=question).json()
+    assert (told["verdict"], told["outInterface"], told["final"]["destination"]) == ("forwarded", "eth0", "10.96.0.20")
+    assert call(build_app(made.service), "GET", "/v1/state").json()["loadBalancer"]["eip"] == LB["eip"]
+    made.service.close()

@@ -51,7 +51,7 @@ BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
 RETRY_SECONDS = 1.0
 MOST_WAITING = 1024
 """Changes in the queue; further ones are refused at once."""
-LONGEST_WAIT = 60.0
+LONGEST_WAIT = 50.0
 """Seconds after which a change that still waits is refused: whoever asked has most likely given up."""
 
 _ASKERS_DOING = (Conflict, NotInitialized, OtherAppliance)

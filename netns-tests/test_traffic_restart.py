@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from traffic import ping, tcp, udp
+from traffic import Stream, ping, tcp, udp
 from world import A1, A2, INTERNET, Gateway, World, identical, wait_for
 
 EIP, EIP2 = "192.168.0.50", "192.168.0.51"
@@ -51,49 +49,9 @@ def works(world: World) -> None:
     world.close_sockets()
 
 
-class Stream:
-    """Numbered datagrams in both directions, a thousand a second, by which every loss would be seen."""
-
-    def __init__(self, near: socket.socket, far: socket.socket, source: tuple[str, int]) -> None:
-        self._near, self._far, self._source = near, far, source
-        self._stop = threading.Event()
-        for end in (near, far):
-            end.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE: nothing is lost at the ends
-        self.sent = 0
-        self._thread = threading.Thread(target=self._send)
-
-    def __enter__(self) -> Stream:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _send(self) -> None:
-        while not self._stop.wait(0.001):
-            number = self.sent.to_bytes(4, "big")
-            self._near.send(number)
-            self._far.sendto(number, self._source)
-            self.sent += 1
-
-    def lost(self) -> int:
-        """How many datagrams did not arrive; call it after the stream has ended."""
-        missing = 0
-        for end in (self._near, self._far):
-            arrived: set[bytes] = set()
-            while len(arrived) < self.sent:
-                try:
-                    arrived.add(end.recv(64))
-                except TimeoutError:
-                    break
-            missing += self.sent - len(arrived)
-        return missing
-
-
 def test_the_daemons_death_and_return_loses_no_packet(world: World, gateway: Gateway) -> None:
     flow = udp(world.internet, (EIP2, 53), world.vpc.a2.udp(53))
-    with Stream(flow.near, flow.far, flow.source) as stream:
+    with Stream(flow) as stream:
         wait_for(lambda: stream.sent > 50, "the stream runs")
         first = gateway.pid
         rules, generation = gateway.saved(), stream.sent
@@ -103,7 +61,7 @@ def test_the_daemons_death_and_return_loses_no_packet(world: World, gateway: Gat
         second = gateway.pid
         running = stream.sent
         wait_for(lambda: stream.sent > running + 50, "the stream ran with the new daemon")
-    assert stream.lost() == 0
+    assert stream.lost == 0
     assert first != second
     assert gateway.saved() == rules
     world.close_sockets()

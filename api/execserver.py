@@ -59,7 +59,12 @@ class Service(Protocol):
     def spec(self) -> GatewaySpec | None: ...
 
     def change(
-        self, edit: Callable[[GatewaySpec | None], GatewaySpec], *, by: Asker | str, announce: Collection[str] = ()
+        self,
+        edit: Callable[[GatewaySpec | None], GatewaySpec],
+        *,
+        by: Asker | str,
+        announce: Collection[str] = (),
+        dismiss: Collection[str] = (),
     ) -> Future[Any]: ...
 
 
@@ -196,7 +201,9 @@ class ExecServer:
             return edited
 
         try:
-            done: _Done = await asyncio.wrap_future(self._service.change(edit, by=by, announce=change.announce))
+            done: _Done = await asyncio.wrap_future(
+                self._service.change(edit, by=by, announce=change.announce, dismiss=change.dismissed)
+            )
         except Conflict as error:
             return conflict(str(error))
         except (NotInitialized, OtherAppliance, Refused) as error:

@@ -19,7 +19,7 @@ from ipaddress import IPv6Interface
 from pydantic import TypeAdapter, ValidationError
 
 from api.execwire import BadRequest, Reply, failure, one_line, success
-from rules.commands import Command, EipAdd, Init
+from rules.commands import Command, EipAdd, Init, RouteDel
 from rules.qos_commands import QosCommand
 from rules.spec import PRIORITY_MAX, Interfaces
 
@@ -35,6 +35,11 @@ class Change:
 
     commands: tuple[Command, ...]
     announce: tuple[str, ...] = ()
+
+    @property
+    def dismissed(self) -> tuple[str, ...]:
+        """The prefixes whose routes go, whoever made them: before this gateway another program may have."""
+        return tuple(command.cidr for command in self.commands if isinstance(command, RouteDel))
 
     @property
     def initializes(self) -> bool:

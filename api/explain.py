@@ -86,7 +86,7 @@ def endpoint(text: str) -> Endpoint:
 
 
 def explain(question: Question, spec: GatewaySpec, facts: Facts, actual: Actual) -> Explanation:
-    """Walk the packet through the rendering of ``spec``, by the addresses and routes of one reading of the kernel."""
+    """Walk the packet through the rendering of ``spec``, by addresses, routes and maps of one reading of the kernel."""
     host = Host.of(actual)
     origin = route(host, question.source.address)
     came = question.in_interface or (origin[1].interface if origin else spec.interfaces.external)
@@ -98,7 +98,8 @@ def explain(question: Question, spec: GatewaySpec, facts: Facts, actual: Actual)
         question.destination.port or 0,
         came,
     )
-    fate = trace(packet, rendered(spec, facts), host, services=services(spec))
+    ruleset = rendered(spec, facts, maps=actual.maps.stands)
+    fate = trace(packet, ruleset, host, services=services(spec), maps=actual.maps)
     return Explanation(
         packet=_packet(packet),
         in_interface=came,

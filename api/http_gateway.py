@@ -19,7 +19,6 @@ from api.rendered import rendered_text
 from gateway.service import Edit, Service
 from gateway.status import Status
 from rules.commands import Command, EipAdd, Init
-from rules.desired import Facts
 from rules.edit import NotInitialized, edit_all
 from rules.loadbalancer import LoadBalancerSpec
 from rules.spec import GatewaySpec, InterfaceName, Interfaces
@@ -125,10 +124,9 @@ def add_views(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/ruleset", response_class=PlainTextResponse, responses=NOT_INITIALIZED)
     async def ruleset() -> str:
-        """What is rendered from the desired state, as iptables-save (and, for shared DNATs, nft) prints it."""
+        """What is rendered from the desired state, as iptables-save (and, for its tables, nft) prints it."""
         spec = service.load_balancer or _standing(service)
-        policy = service.status().arp.policy
-        return rendered_text(spec, Facts("on" if policy == "on" else "auto"))
+        return rendered_text(spec, service.facts, maps=service.actual.maps.stands)
 
     @app.get("/v1/explain", responses={**NOT_INITIALIZED, 422: WRITE_PROBLEMS[422]})
     async def explain_packet(

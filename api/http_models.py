@@ -9,6 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from gateway.service import Outcome
 from rules.iptables import render_rule
+from rules.maps import script as map_script
 from rules.nft import command_lines
 from rules.ruleset import ChainEdit, DeleteChain, DeleteRule, InsertRule, NewChain, ReplaceRules
 from rules.spec import Part
@@ -19,6 +20,7 @@ from rules.state import (
     DeleteAddress,
     DeletePolicyRule,
     DeleteRoute,
+    EditMaps,
     EditNft,
     EditTable,
     Plan,
@@ -53,7 +55,7 @@ class EditTableStep(Part):
 
 
 class EditNftStep(Part):
-    """Commands for the nftables table of share-type DNAT, committed as one."""
+    """Commands for one of the nftables tables (shared port mappings; maps ahead of the chains), committed as one."""
 
     step: Literal["edit-nft"] = "edit-nft"
     commands: list[str]
@@ -204,6 +206,9 @@ def _step(step: Step) -> StepModel:  # noqa: PLR0911 -- one line a step
             lines = [line for command in commands for line in command_lines(command)]
             text = f"{len(commands)} edits of table ip kube-ovn, in one commit"
             return EditNftStep(commands=lines, text=text)
+        case EditMaps(map_edits):
+            text = f"{len(map_edits)} edits of table ip natgw, in one commit"
+            return EditNftStep(commands=map_script(map_edits).splitlines(), text=text)
         case AddAddress(key):
             text = f"ip address add {key.address} dev {key.interface}"
             return AddressStep(step="add-address", interface=key.interface, address=key.address, text=text)

@@ -36,15 +36,17 @@ from gateway.drift import Drift
 from gateway.journal import Journal
 from gateway.kernel.conntrack import KernelFlows
 from gateway.kernel.evidence import Events, evidence
+from gateway.kernel.generation import Generation
 from gateway.kernel.links import KernelLinks
+from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.variant import choose, iptables_version
-from gateway.ports import Firewall
+from gateway.remembered import EvidentFirewall, Memories, RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
-from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedNft, WatchedShaper
+from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
 from rules.desired import Facts
 from rules.spec import Interfaces
 
@@ -92,7 +94,25 @@ def _only_one(run_dir: Path) -> TextIO:
     return lock
 
 
-def _firewall(settings: Settings) -> Firewall:
+def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
+    """The drivers; for the writer's thread, in whose network namespace they open their sockets."""
+    generation = Generation()
+    firewall = RememberedFirewall(_firewall(settings, generation))
+    links, shaper = KernelLinks(), KernelShaper()
+    watch = Watch(evidence(firewall.variant, events))
+    kernel = Kernel(
+        WatchedFirewall(firewall, watch),
+        WatchedLinks(links, watch),
+        KernelFlows(),
+        WatchedNft(KernelNft(generation), watch),
+        WatchedShaper(shaper, watch),
+        maps=WatchedMaps(KernelMaps(firewall.variant, generation), watch),
+        memory=Memories(firewall, (links,)),
+    )
+    return kernel, watch
+
+
+def _firewall(settings: Settings, generation: Generation) -> EvidentFirewall:
     """The driver of the variant chosen; only that one is loaded.
 
     It is loaded here, before any thread runs: Python before 3.11.4 can deadlock when two threads import at once,
@@ -104,7 +124,7 @@ def _firewall(settings: Settings) -> Firewall:
         return LegacyFirewall()
     from gateway.kernel.nft_variant import NftVariantFirewall  # noqa: PLC0415
 
-    return NftVariantFirewall()
+    return NftVariantFirewall(generation)
 
 
 def _interfaces(settings: Settings) -> Interfaces | None:
@@ -121,23 +141,16 @@ def _interfaces(settings: Settings) -> Interfaces | None:
 
 async def _serve(settings: Settings) -> None:
     clock = SystemClock()
-    firewall = _firewall(settings)
     journal = Journal(clock)
     announcer = Announcer(clock, on_conflict=partial(_note_conflict, journal))
     events = Events()
-    watch = Watch(evidence(firewall.variant, events))
+    kernel, watch = _kernel(settings, events)
     service = Service(
-        Kernel(
-            WatchedFirewall(firewall, watch),
-            WatchedLinks(KernelLinks(), watch),
-            KernelFlows(),
-            WatchedNft(KernelNft(), watch),
-            WatchedShaper(KernelShaper(), watch),
-        ),
+        kernel,
         announcer,
         Store(settings.state_dir),
         clock,
-        facts=Facts(settings.arp),
+        facts=Facts(settings.arp, fastpath=settings.fastpath),
         interfaces=_interfaces(settings),
         version=version("vpc-nat-gateway"),
         drift=Drift(clock, journal, settings.drift, watch),
@@ -160,12 +173,12 @@ async def _serve(settings: Settings) -> None:
             service,
             settings.run_dir,
             settings.env_file,
-            iptables_version(firewall.variant),
+            iptables_version(kernel.firewall.variant),
             faces={execbalancer.FACE: execbalancer.Balancer(service, ask).answer},
         )
         await execs.start()
         stack.push_async_callback(execs.close)
-        log.info("serving %s with iptables-%s", settings.run_dir, firewall.variant)
+        log.info("serving %s with iptables-%s", settings.run_dir, kernel.firewall.variant)
         _ready()
         watching = Watching(service, settings.run_dir)
         stack.push_async_callback(watching.close)

@@ -10,6 +10,7 @@ from typing import Literal, cast, get_args
 from gateway.drift import Policy as DriftPolicy
 from gateway.watcher.options import LogOptions
 from rules.desired import ArpPolicy
+from rules.fastpath import Setting as FastpathSetting
 
 IptablesChoice = Literal["auto", "legacy", "nft"]
 LogFormat = Literal["console", "json"]
@@ -32,6 +33,7 @@ class Settings:
     listen: str | None
     token_file: Path | None
     log: LogFormat = "console"
+    fastpath: FastpathSetting = "auto"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -50,6 +52,7 @@ class Settings:
             drift=cast(DriftPolicy, _one_of(environment, "NATGW_DRIFT", get_args(DriftPolicy))),
             listen=environment.get("NATGW_LISTEN") or None,
             token_file=Path(token_file) if token_file else None,
+            fastpath=cast(FastpathSetting, _one_of(environment, "NATGW_FASTPATH", get_args(FastpathSetting))),
             log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),
         )
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from netns import require, run, veth
 from traffic import Host
-from world import LOOSE, QUIET, SCRIPT, set_sysctl, wait_for
+from world import LOOSE, QUIET, SCRIPT, end, set_sysctl, wait_for
 
 from api.client import Client
 
@@ -155,6 +155,10 @@ class Gateway:
     @property
     def pid(self) -> int:
         return int((self.run_dir / "natgw.pid").read_text())
+
+    def kill(self) -> None:
+        """Kill the daemon alone and wait for its end; its keeper starts another."""
+        end(self.pid)
 
     def stop(self) -> None:
         """Kill the daemon and its keeper; what the kernel holds stays."""

@@ -130,22 +130,31 @@ def detections(pair: Pair, interval: int, runs: int) -> None:
 
 
 def saturate(pair: Pair, seconds: int) -> None:
+    """Count changes of state; and tell whose packets were late at worst, for either side may be the cause."""
     wait_until(lambda: pair.both("Up"), "both are Up")
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    # As another container's: like those of the speakers, their session is a group of its own to the scheduler.
+    burner = [sys.executable, "-c", "while True: pass"]
+    burners = [subprocess.Popen(burner, start_new_session=True) for _ in range(os.cpu_count() or 1)]
+    tap = Tap(pair.speaker.netns, "va")
     try:
         time.sleep(1)
-        before, end = pair.speaker.changes(), time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(10)
-            if pair.speaker.changes() != before:
-                break
-        flaps = pair.speaker.changes() - before
-        ran = seconds - max(0.0, end - time.monotonic())
-        print(f"{len(burners)} busy processes, {ran:.0f} s at 3 x 50 ms: {flaps} changes of state", flush=True)
+        before, begin = pair.speaker.changes(), time.monotonic()
+        last: dict[str, float] = {}
+        longest = {"ours": 0.0, "FRR's": 0.0}
+        for at, source, _ in tap.listen(seconds):
+            whose = "ours" if source in OURS else "FRR's"
+            longest[whose] = max(longest[whose], at - last.get(source, at))
+            last[source] = at
+        ran = time.monotonic() - begin
+        changes = [line for line in pair.speaker.log.read_text().splitlines() if " -> " in line][before:]
+        gaps = ", ".join(f"{whose} {1000 * gap:.0f} ms" for whose, gap in longest.items())
+        print(f"{len(burners)} busy processes, {ran:.0f} s at 3 x 50 ms: {len(changes)} changes of state", flush=True)
+        print(f"longest time between two packets: {gaps}", *changes, sep="\n")
     finally:
-        for burner in burners:
-            burner.send_signal(signal.SIGKILL)
-            burner.wait()
+        tap.socket.close()
+        for burner_process in burners:
+            burner_process.send_signal(signal.SIGKILL)
+            burner_process.wait()
 
 
 def main() -> None:

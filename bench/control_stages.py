@@ -96,13 +96,14 @@ def inside(variant: str, sizes: list[int], verbs: int) -> None:
     """Time the writer's stages; runs in the namespace."""
     from api.main import SystemClock  # noqa: PLC0415
     from gateway import transaction  # noqa: PLC0415
-    from gateway.arp.announcer import Announcer  # noqa: F401, PLC0415
     from gateway.kernel.conntrack import KernelFlows  # noqa: PLC0415
+    from gateway.kernel.generation import Generation  # noqa: PLC0415
     from gateway.kernel.legacy import LegacyFirewall  # noqa: PLC0415
     from gateway.kernel.links import KernelLinks  # noqa: PLC0415
     from gateway.kernel.nft import KernelNft  # noqa: PLC0415
     from gateway.kernel.nft_variant import NftVariantFirewall  # noqa: PLC0415
     from gateway.kernel.shaper import KernelShaper  # noqa: PLC0415
+    from gateway.remembered import RememberedFirewall  # noqa: PLC0415
     from gateway.service import Service  # noqa: PLC0415
     from gateway.store import Store  # noqa: PLC0415
     from rules import commands as c  # noqa: PLC0415
@@ -111,8 +112,13 @@ def inside(variant: str, sizes: list[int], verbs: int) -> None:
     from rules.spec import GatewaySpec  # noqa: PLC0415
     from tests.gateway_kit import RecordingAnnouncer  # noqa: PLC0415
 
-    firewall = LegacyFirewall() if variant == "legacy" else NftVariantFirewall()
-    kernel = transaction.Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(), KernelShaper())
+    generation = Generation()
+    driver = LegacyFirewall() if variant == "legacy" else NftVariantFirewall(generation)
+    for method in ("read", "edit", "edit_if"):
+        setattr_of(driver, method, timed(f"driver.{method}", getattr(driver, method)))
+    firewall = RememberedFirewall(driver)
+    rest = KernelLinks(), KernelFlows(), KernelNft(generation), KernelShaper()
+    kernel = transaction.Kernel(firewall, *rest, memory=firewall)
     for port in ("firewall", "links", "nft", "shaper"):
         for method in ("read", "edit", "commit"):
             if hasattr(driver := getattr(kernel, port), method):

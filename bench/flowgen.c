@@ -1,11 +1,12 @@
 /*
  * flowgen: the first packet of many new connections, from an interface, as quickly as the machine can.
  *
- *     flowgen INTERFACE DESTINATION-MAC udp|tcp MILLISECONDS FLOWS-PER-SECOND <TEMPLATES
+ *     flowgen INTERFACE DESTINATION-MAC udp|tcp MILLISECONDS FRAMES-PER-SECOND CONNECTIONS <TEMPLATES
  *
- * A template is a line "SOURCE/LENGTH DESTINATION/LENGTH PORT". Every frame takes one of them at random. The bits
- * that a length leaves open and the source port come from a counter, so no two frames are of the same connection;
- * those of the destination, and a port of 0, are random. TCP frames are SYNs. FLOWS-PER-SECOND 0 means: no limit.
+ * A template is a line "SOURCE/LENGTH DESTINATION/LENGTH PORT". Every frame takes one of them at random. The source's
+ * bits that its length leaves open and the source port come from a counter, so no two frames are of the same
+ * connection; the destination's open bits, and a port of 0, are random. TCP frames are SYNs. After so many CONNECTIONS
+ * the same ones come again (0: never). FRAMES-PER-SECOND 0 means: no limit.
  *
  * Frames go out by sendmmsg on a packet socket past the queueing discipline. Prints "SENT NANOSECONDS".
  */
@@ -57,13 +58,13 @@ static uint64_t now(void)
     return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
-/* Marsaglia's xorshift: quick, and random enough to hit rules evenly. */
-static uint32_t chance(void)
+/* One round of a mixing function (Steele's splitmix64): the same counter gives the same frame. */
+static uint64_t mixed(uint64_t x)
 {
-    static uint32_t x = 2463534242u;
-    x ^= x << 13;
-    x ^= x >> 17;
-    return x ^= x << 5;
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
 }
 
 static uint32_t sum(const void *data, size_t bytes, uint32_t total)
@@ -130,12 +131,14 @@ static int packet_socket(const char *interface, struct frame *model)
     return opened;
 }
 
-static void fill(struct frame *frame, const struct template *template, uint64_t counter)
+static void fill(struct frame *frame, const struct template *templates, size_t count, uint64_t counter)
 {
+    uint64_t chance = mixed(counter);
+    const struct template *template = &templates[(chance >> 32) * count >> 32];
     struct iphdr *ip = &frame->ip;
     uint32_t source = template->source | ((counter / PORTS) & template->source_open);
-    uint32_t destination = template->destination | (chance() & template->destination_open);
-    uint16_t port = template->port ? template->port : FIRST_PORT + chance() % PORTS;
+    uint32_t destination = template->destination | (mixed(chance) & template->destination_open);
+    uint16_t port = template->port ? template->port : FIRST_PORT + chance % PORTS;
     uint32_t pseudo;
 
     ip->saddr = htonl(source);
@@ -157,19 +160,20 @@ int main(int argc, char **argv)
     static struct iovec vectors[BATCH];
     static struct mmsghdr messages[BATCH];
     struct frame *model = &frames[0];
-    uint64_t counter = 0, begin, end, length;
+    uint64_t counter = 0, begin, end, length, connections;
     struct template *templates;
     double rate;
     size_t count;
     int out;
 
-    if (argc != 6 || sscanf(argv[2], "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", &model->ether.h_dest[0], &model->ether.h_dest[1],
+    if (argc != 7 || sscanf(argv[2], "%hhx:%hhx:%hhx:%hhx:%hhx:%hhx", &model->ether.h_dest[0], &model->ether.h_dest[1],
                             &model->ether.h_dest[2], &model->ether.h_dest[3], &model->ether.h_dest[4], &model->ether.h_dest[5]) != 6) {
         errno = EINVAL;
-        fail("INTERFACE DESTINATION-MAC udp|tcp MILLISECONDS FLOWS-PER-SECOND");
+        fail("INTERFACE DESTINATION-MAC udp|tcp MILLISECONDS FRAMES-PER-SECOND CONNECTIONS");
     }
     length = strtoull(argv[4], 0, 10) * 1000000;
     rate = strtod(argv[5], 0);
+    connections = strtoull(argv[6], 0, 10);
     templates = read_templates(&count);
     out = packet_socket(argv[1], model);
 
@@ -198,7 +202,7 @@ int main(int argc, char **argv)
         if (rate > 0 && counter > rate * (end - begin) / 1e9)
             continue; /* ahead of the rate: the next look at the clock is the wait */
         for (int i = 0; i < BATCH; i++)
-            fill(&frames[i], &templates[chance() % count], counter + i);
+            fill(&frames[i], templates, count, connections ? (counter + i) % connections : counter + i);
         for (int sent = 0; sent < BATCH;) {
             int went = sendmmsg(out, messages + sent, BATCH - sent, 0);
             if (went < 0 && errno != ENOBUFS && errno != EAGAIN)

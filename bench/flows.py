@@ -7,13 +7,13 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bench import scenes
+from bench import scenes, upstream
 from bench.bed import Bed, Gateway, Spec, gateway, settle
 from bench.generator import ENTRIES, Line, Traffic
 from bench.report import Figure, Report
 from bench.scale import Scale
 
-FORWARDING, BARE = "forwarding without NAT", "one iptables rule, no gateway"
+FORWARDING, BARE, CHAINS = "forwarding without NAT", "one iptables rule alone", "one rule in the usual chains"
 MODES = {"maps": "auto", "chains alone": "off"}
 """What NATGW_FASTPATH says for each."""
 UNIT = "new connections per second of one processor"
@@ -50,13 +50,14 @@ def measure(subjects: list[Subject], rounds: int, seconds: float) -> list[Figure
 
 
 @contextlib.contextmanager
-def bare(rule: str | None = None) -> Iterator[Bed]:
-    """A bed without a gateway: forwarding, and at most one rule of nat's PREROUTING."""
-    bed = Bed()
+def bare(rule: str | None = None, *, chains: bool = False, polled: bool = True) -> Iterator[Bed]:
+    """A bed without a gateway: forwarding, and at most one rule, in nat's PREROUTING or in a gateway's chains."""
+    bed = Bed(polled=polled)
     try:
         if rule is not None:
             bed.gateway.ip(f"addr add {scenes.eip(0)}/16 dev net1")
-            bed.gateway.run("iptables-legacy", "-t", "nat", "-A", "PREROUTING", *rule.split())
+            text = upstream.CHAINS if chains else "*nat\n-A PREROUTING {rule}\nCOMMIT\n"
+            bed.gateway.run("iptables-legacy-restore", stdin=text.format(rule=rule))
         yield bed
     finally:
         bed.remove()
@@ -73,18 +74,19 @@ class Gateways(contextlib.ExitStack):
 
 def dnats(scale: Scale) -> Report:
     """Port mappings: connections that meet one of them, and those that meet none."""
-    sizes = scale.pick((1, 10, 100, 1000, 10_000, 50_000), (1, 10_000), (1, 20))
+    sizes = scale.pick((1, 10, 100, 1000, 10_000, 50_000), (1, 10_000), (20,))
     pairs = [(size, mode) for mode in reversed(MODES) for size in sizes]
     report = Report("flows-dnat", "New connections: what do port mappings cost?", UNIT, NOTES)
     with Gateways() as stack:
         one = scenes.to_dnats(scenes.spec(dnats=1))
-        rule = f"-d {scenes.eip(0)} -p udp --dport 10000 -j DNAT --to {scenes.internal(0)}:8080"
+        rule = scenes.rule()
         subjects = [
             Subject(FORWARDING, None, stack.enter_context(bare()), scenes.untranslated()),
             Subject(BARE, None, stack.enter_context(bare(rule)), one),
+            Subject(CHAINS, None, stack.enter_context(bare(rule, chains=True)), one),
         ]
         made = []
-        for size, mode in scale.pick(pairs, pairs, pairs[-3:]):
+        for size, mode in pairs:
             spec = scenes.spec(dnats=size)
             made.append(stack.make(spec, MODES[mode]))
             bed = made[-1].bed

@@ -103,30 +103,38 @@ class Line:
     def close(self) -> None:
         self._far[0].run("nft", "delete", "table", "netdev", "count")
 
-    def round(self, seconds: float, rate: float = 0) -> Round:
-        """Send for that long, at most ``rate`` connections per second (0: as many as can be).
+    def round(self, seconds: float, rate: float = 0, connections: int = 0) -> Round:
+        """Send for that long, at most ``rate`` frames per second (0: as many as can be).
+
+        Every frame is of a connection of its own, or else of one of so many ``connections``.
 
         What connections there were is forgotten first, and a few new ones resolve the neighbours.
         """
-        self._send(0.005, 1000)
+        self._send(0.005, 1000, 1)
         self._settled()
         gateway = self._bed.gateway
         gateway.run("conntrack", "-F")
         right, wrong = self._counted()
         cpu = cpu_seconds(self._poller)
-        sent, took = self._send(seconds, rate)
+        sent, took = self._send(seconds, rate, connections)
         after = self._settled()
         used = cpu_seconds(self._poller) - cpu
         with gateway.entered():
             tracked = int(Path("/proc/thread-self/net/stat/nf_conntrack").read_text().split("\n")[1].split()[0], 16)
         return Round(sent, after[0] - right, after[1] - wrong, tracked, took, used)
 
-    def _send(self, seconds: float, rate: float) -> tuple[int, float]:
+    def _send(self, seconds: float, rate: float, connections: int) -> tuple[int, float]:
         host, device = self._near
         traffic = self._traffic
         with host.entered():
             done = subprocess.run(
-                [compiled(), device, self._mac, traffic.protocol, str(round(1000 * seconds)), str(rate)],
+                [
+                    compiled(),
+                    device,
+                    self._mac,
+                    traffic.protocol,
+                    *map(str, (round(1000 * seconds), rate, connections)),
+                ],
                 input="\n".join(traffic.templates),
                 stdout=subprocess.PIPE,
                 text=True,

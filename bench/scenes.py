@@ -44,6 +44,11 @@ def dnat(number: int, first_eip: int = 0, protocol: str = "udp") -> Spec:
     }
 
 
+def rule() -> str:
+    """The first port mapping as iptables says it."""
+    return f"-d {eip(0)} -p udp --dport 10000 -j DNAT --to {internal(0)}:8080"
+
+
 def cidr(number: int) -> str:
     """Prefixes of 10.100.0.0 and up."""
     return f"10.{100 + number // 250}.{number % 250}.0/24"

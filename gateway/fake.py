@@ -7,14 +7,15 @@ table edit is all or nothing. ``faults`` injects failures between any two kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
-from gateway.ports import Hop, LinksReading, Refused, Variant
+from gateway.ports import Hop, LinksReading, MapsReading, Moved, Refused, Variant
 from gateway.watch import Domain, Evidence
-from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, switched
+from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, apply_map_edits, switched
 from rules.flows import Flow, FlowFilter
+from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import BUILTIN, FAMILIES, ChainEdit, ChainRef, Family, Rules, Ruleset
 from rules.state import (
@@ -62,6 +63,9 @@ class FakeKernel:
     """Kinds of devices that this kernel was built without."""
     conntrack: list[Flow] = field(default_factory=list)
     nft: NftTable = field(default_factory=NftTable)
+    maps: MapTable = field(default_factory=MapTable)
+    no_maps: str = "this kernel was made without"
+    """Why it can have no maps ahead of the chains; empty: it can."""
     tc: Objects = field(default_factory=dict)
     faults: Fault | None = None
     unreadable: bool = False
@@ -107,13 +111,29 @@ class FakeFirewall:
         chains = self.kernel.chains.items()
         return Ruleset({ref: rules for ref, rules in chains if ref.table in tables and ref.family == self.family})
 
+    def evidence(self, table: str) -> Hashable | None:
+        """The table itself; see ``gateway.remembered``."""
+        return tuple(self.read([table]).chains.items())
+
+    def edit_if(
+        self, table: str, standing: Mapping[ChainRef, Rules], edits: Sequence[ChainEdit], evidence: Hashable
+    ) -> Hashable | None:
+        """``edit``, if the evidence holds when it comes to it."""
+        self.kernel.step(f"edit table {table}")
+        if self.evidence(table) != evidence or standing != self.read([table]).chains:
+            raise Moved(table)
+        self._edit(table, edits)
+        return self.evidence(table)
+
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
-        step = f"edit table {table}"
-        self.kernel.step(step)
+        self.kernel.step(f"edit table {table}")
+        self._edit(table, edits)
+
+    def _edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         try:
             self.kernel.chains = apply_edits(table, self.kernel.chains, edits, self.family)
         except Rejected as error:
-            raise Refused(step, str(error), retryable=False) from error
+            raise Refused(f"edit table {table}", str(error), retryable=False) from error
 
 
 @dataclass
@@ -251,6 +271,24 @@ class FakeNft:
 
 
 @dataclass
+class FakeMaps:
+    """``Maps`` over a FakeKernel."""
+
+    kernel: FakeKernel
+
+    def read(self) -> MapsReading:
+        return MapsReading(self.kernel.maps, self.kernel.no_maps)
+
+    def commit(self, edits: Sequence[MapEdit]) -> None:
+        step = "edit table ip natgw"
+        self.kernel.step(step)
+        try:
+            self.kernel.maps = apply_map_edits(self.kernel.maps, edits)
+        except Rejected as error:
+            raise Refused(step, str(error), retryable=False) from error
+
+
+@dataclass
 class FakeShaper:
     """``Shaper`` over a FakeKernel."""
 
@@ -294,6 +332,7 @@ def evidence(kernel: FakeKernel) -> Mapping[Domain, Evidence]:
     return {
         "chains": lambda: tuple(kernel.chains.items()),
         "links": lambda: tuple(tuple(held.items()) for held in (kernel.links, kernel.addresses, kernel.routes)),
+        "maps": lambda: kernel.maps,
         "nft": lambda: kernel.nft,
         "tc": lambda: tuple(kernel.tc.items()),
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from rules.flows import Flow, FlowFilter
+from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import AddressKey, LinkState, LinkStep, PolicyRule, RouteEntry, RouteKey
@@ -36,6 +37,14 @@ class Busy(Refused):
 
     def __init__(self, reason: str) -> None:
         super().__init__("busy", reason, retryable=True)
+
+
+class Moved(Refused):
+    """Somebody else wrote to a netfilter table since the reading that an edit was made for; the edit did not happen."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(f"edit table {table}", "somebody else changed it in the meantime", retryable=True)
+        self.table = table
 
 
 Variant = Literal["legacy", "nft"]
@@ -134,6 +143,26 @@ class Nft(Protocol):
 
     def commit(self, commands: Sequence[NftCommand]) -> None:
         """Carry the commands out as one transaction; raises Refused and changes nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class MapsReading:
+    """The table of maps, and in ``hindrance`` why there can be none; empty where there can."""
+
+    table: MapTable
+    hindrance: str = ""
+
+
+class Maps(Protocol):
+    """The nftables table of maps that decide ahead of the chains."""
+
+    def read(self) -> MapsReading:
+        """What it holds, and whether there is anything in the kernel that speaks against it."""
+        ...
+
+    def commit(self, edits: Sequence[MapEdit]) -> None:
+        """Carry the edits out as one transaction; raises Refused and changes nothing."""
         ...
 
 

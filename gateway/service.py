@@ -26,6 +26,7 @@ from gateway.status import (
     ConflictStatus,
     Counts,
     ErrorStatus,
+    FastpathStatus,
     LinkStatus,
     Status,
     TransactionCounts,
@@ -35,7 +36,7 @@ from gateway.transaction import Done, Kernel
 from rules.advice import warnings
 from rules.appliance import OtherAppliance, Spec, adopt, only
 from rules.changes import changes
-from rules.desired import Facts
+from rules.desired import Facts, without_maps
 from rules.differences import differences
 from rules.edit import Conflict, NotInitialized
 from rules.loadbalancer import LoadBalancerSpec
@@ -78,6 +79,7 @@ class _Job:
     by: Asker | str
     dry_run: bool
     announce: tuple[str, ...]
+    dismiss: frozenset[str]
     future: Future[Outcome]
     queued: float
 
@@ -125,6 +127,7 @@ class Service:
         self._known = False  # whether there is a last state, and which
         self._unapplied = False  # the kernel is not known to equal the spec
         self._rejected = ("", "")
+        self._fastpath = FastpathStatus()
 
     # --- any thread ---------------------------------------------------------------------------------------
 
@@ -199,22 +202,34 @@ class Service:
         return self._queue(_standing, "comparison", True, ())
 
     def change(
-        self, edit: Edit, *, by: Asker | str, dry_run: bool = False, announce: Collection[str] = ()
+        self,
+        edit: Edit,
+        *,
+        by: Asker | str,
+        dry_run: bool = False,
+        announce: Collection[str] = (),
+        dismiss: Collection[str] = (),
     ) -> Future[Outcome]:
         """Queue one change: ``edit`` takes the spec that stands then and returns the wanted one.
 
         ``by`` is who asked, for the journal. ``announce`` names EIPs to announce once more even if nothing
-        changes. The future raises what ``edit`` raised (Conflict, NotInitialized), OtherAppliance in a pod that is a
-        load balancer, or Refused; kernel and spec are then as before.
+        changes, ``dismiss`` prefixes whose routes go even if somebody else made them. The future raises what ``edit``
+        raised (Conflict, NotInitialized), OtherAppliance in a pod that is a load balancer, or Refused; kernel and spec
+        are then as before.
         """
-        return self._queue(only(GatewaySpec, edit), by, dry_run, announce)
+        return self._queue(only(GatewaySpec, edit), by, dry_run, announce, dismiss)
 
     def balance(self, edit: BalancerEdit, *, by: Asker | str, announce: Collection[str] = ()) -> Future[Outcome]:
         """Queue one change of a pod that is (or with it becomes) a load balancer; else as ``change``."""
         return self._queue(only(LoadBalancerSpec, edit), by, False, announce)
 
     def _queue(
-        self, edit: Callable[[Spec | None], Spec], by: Asker | str, dry_run: bool, announce: Collection[str]
+        self,
+        edit: Callable[[Spec | None], Spec],
+        by: Asker | str,
+        dry_run: bool,
+        announce: Collection[str],
+        dismiss: Collection[str] = (),
     ) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         if self._closed:
@@ -222,7 +237,8 @@ class Service:
         elif (waiting := self._jobs.qsize()) >= MOST_WAITING:
             future.set_exception(Busy(f"{waiting} changes are waiting already"))
         else:
-            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), future, self._clock.monotonic()))
+            now = self._clock.monotonic()
+            self._jobs.put(_Job(edit, by, dry_run, tuple(announce), frozenset(dismiss), future, now))
         return future
 
     def status(self) -> Status:
@@ -254,6 +270,7 @@ class Service:
             last_error=self._error,
             pending=pending,
             warnings=warnings(spec) if isinstance(spec, GatewaySpec) else [],
+            fastpath=self._fastpath,
             generation=self._generation,
             transactions=self._counts,
             drift=self._drift.status(),
@@ -333,10 +350,11 @@ class Service:
             self._learn()  # a change of what is not known would take it for nothing
         old = self._spec
         new = job.edit(old)
+        facts = replace(self._facts, dismissed=job.dismiss)
         if job.dry_run:
-            actual = transaction.read(self._kernel)
-            return Outcome(new, transaction.plan(new, self._facts, actual), read=actual)
-        done = transaction.apply(self._kernel, new, self._facts)
+            actual = transaction.read(self._kernel, anew=True)
+            return Outcome(new, transaction.plan(new, facts, actual), read=actual)
+        done = transaction.apply(self._kernel, new, facts)
         plan = done.plan
         self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
         announced = self._committed(old, new, done, job.announce)
@@ -356,6 +374,7 @@ class Service:
         self._actual = done.actual
         if done.plan or new != old:
             self._generation += 1
+        self._note_fastpath(new, done.actual)
         meters.TRANSACTION_STEPS.add(amount=len(done.plan.steps))
         if new != old:
             self._spec = new
@@ -365,6 +384,17 @@ class Service:
         announced = self._followers.announce(old, new, done.actual, asked)
         self._followers.save(Stored(new, self._facts.claimed))
         return announced
+
+    def _note_fastpath(self, spec: Spec, actual: Actual) -> None:
+        """Say once whether maps decide, and why not, for everything else works alike."""
+        if not isinstance(spec, GatewaySpec) or not spec.initialized or self._kernel.maps is None:
+            return
+        reason = without_maps(self._facts, actual)
+        now = FastpathStatus(on=not reason, reason=reason)
+        if now != self._fastpath:
+            self._fastpath = now
+            what = f"the chains decide alone: {reason}" if reason else "maps decide ahead of the chains"
+            self.journal.record("fastpath", "gateway", what)
 
     def _recover(self, recovered: Future[Outcome | None]) -> None:
         """Make the last state stand again."""
@@ -457,7 +487,7 @@ class Service:
     def _compare(self, spec: Spec, look: Look) -> None:
         """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""
         begun = self._clock.monotonic()
-        actual = transaction.read(self._kernel)
+        actual = transaction.read(self._kernel, anew=not look.because)  # what left no evidence, too, is to be found
         left = transaction.plan(spec, self._facts, actual)
         if not left:
             self._committed(spec, spec, Done(left, actual), ())

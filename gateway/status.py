@@ -94,6 +94,13 @@ class TransactionCounts(Part):
         return self.model_copy(update={outcome: getattr(self, outcome) + 1})
 
 
+class FastpathStatus(Part):
+    """Whether maps decide ahead of the chains; if not, ``reason`` says why the chains decide alone."""
+
+    on: bool = False
+    reason: str = ""
+
+
 class DriftEntry(Part):
     """What others had changed of what is ours, found at one look; times in Unix seconds.
 
@@ -149,6 +156,7 @@ class Status(Part):
     last_error: ErrorStatus | None
     pending: list[str]
     warnings: list[str] = Field(default_factory=list)
+    fastpath: FastpathStatus = FastpathStatus()
     generation: int
     transactions: TransactionCounts
     drift: DriftStatus = Field(default_factory=DriftStatus)

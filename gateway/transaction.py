@@ -7,19 +7,19 @@ half-applied batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from gateway.ports import Firewall, Flows, Links, LinksReading, Nft, Refused, Shaper
+from gateway.ports import Firewall, Flows, Links, LinksReading, Maps, Moved, Nft, Refused, Shaper
 from rules.appliance import Spec, desired
-from rules.delta import delta, touched_tables, touches_links, touches_nft, touches_tc, undo
+from rules.delta import delta, touched_tables, touches_links, touches_maps, touches_nft, touches_tc, undo
 from rules.desired import Facts
 from rules.nft import NftTable
 from rules.qos import Unshapeable, interfaces_of
-from rules.ruleset import FAMILIES, Family, Ruleset
+from rules.ruleset import FAMILIES, ChainRef, Family, Rules, Ruleset
 from rules.spec import GatewaySpec
-from rules.state import Actual, EditNft, EditTable, LinkStep, Plan
+from rules.state import Actual, Desired, EditMaps, EditNft, EditTable, LinkStep, Plan
 from rules.tc import TcStep
 
 D = TypeVar("D")
@@ -44,6 +44,14 @@ class NotReverted(Refused):
         super().__init__("revert", f"{undoing}; it followed a refusal: {cause}", retryable=True)
 
 
+class Memory(Protocol):
+    """Remembered readings (``gateway.remembered``)."""
+
+    def forget(self) -> None: ...
+
+    def share(self, wanted: Mapping[ChainRef, Rules | None]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Kernel:
     """The ports that a transaction needs."""
@@ -56,7 +64,11 @@ class Kernel:
     shaper: Shaper | None = None
     firewall6: Firewall | None = None
     """The same tables for IPv6."""
+    maps: Maps | None = None
+    """The maps ahead of the chains."""
     tables: tuple[str, ...] = TABLES
+    memory: Memory | None = None
+    """Where readings are remembered."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +79,23 @@ class Done:
     actual: Actual
 
 
-def read(kernel: Kernel) -> Actual:
-    """One reading of everything that a spec can be about."""
+def read(kernel: Kernel, *, anew: bool = False) -> Actual:
+    """One reading of everything that a spec can be about; ``anew``: nothing of it remembered."""
+    if anew and kernel.memory:
+        kernel.memory.forget()
     chains = kernel.firewall.read(kernel.tables).chains
     if kernel.firewall6:
         chains = {**chains, **kernel.firewall6.read(kernel.tables).chains}
     nft = kernel.nft.read() if kernel.nft else NftTable()
     tc = kernel.shaper.read() if kernel.shaper else {}
-    return with_links(Actual(Ruleset(chains), nft=nft, tc=tc), kernel.links.read())
+    return with_links(_with_maps(Actual(Ruleset(chains), nft=nft, tc=tc), kernel.maps), kernel.links.read())
+
+
+def _with_maps(actual: Actual, maps: Maps | None) -> Actual:
+    if maps is None:
+        return actual
+    read = maps.read()
+    return replace(actual, maps=read.table, no_maps=read.hindrance)
 
 
 def with_links(actual: Actual, read: LinksReading) -> Actual:
@@ -91,13 +112,17 @@ def with_links(actual: Actual, read: LinksReading) -> Actual:
 
 def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
     """What ``apply`` would do; raises Refused when an interface of the spec is missing."""
+    return delta(_wanted(spec, facts, actual), actual)
+
+
+def _wanted(spec: Spec, facts: Facts, actual: Actual) -> Desired:
     sides = (spec.interfaces.vpc, spec.interfaces.external) if spec.initialized else ()
     shaped = interfaces_of(spec) if isinstance(spec, GatewaySpec) else ()
     for name in (*sides, *sorted(shaped)):
         if name not in actual.links:
             raise Refused(f"interface {name}", "no such interface", retryable=True)
     try:
-        return delta(desired(spec, facts, actual), actual)
+        return desired(spec, facts, actual)
     except Unshapeable as error:
         raise Refused("bandwidth limits", str(error), retryable=False) from error
 
@@ -107,7 +132,15 @@ def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Done:
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
-    return converge(kernel, lambda actual: plan(spec, facts, actual))
+
+    def planned(actual: Actual) -> Plan:
+        wanted = _wanted(spec, facts, actual)
+        left = delta(wanted, actual)
+        if not left and kernel.memory:
+            kernel.memory.share(wanted.chains)
+        return left
+
+    return converge(kernel, planned)
 
 
 def converge(kernel: Kernel, planned: Callable[[Actual], Plan]) -> Done:
@@ -115,26 +148,34 @@ def converge(kernel: Kernel, planned: Callable[[Actual], Plan]) -> Done:
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
-    before = read(kernel)
-    done = planned(before)
+    before = actual = read(kernel)
+    done = left = planned(before)
     try:
-        return Done(done, _converge(kernel, planned, before, done))
+        for _ in range(PASSES):
+            if not left:
+                return Done(done, actual)
+            try:
+                _commit(kernel, left)
+                actual = _reread(kernel, left, actual)
+            except Moved as moved:
+                # What somebody else wrote meanwhile belongs to the state before ours: that edit did not happen.
+                actual = read(kernel)
+                before = _with_table(before, moved.table, actual)
+                done = Plan((*done.steps, *planned(actual).steps))
+            left = planned(actual)
+        if left:
+            raise Unverified(left)
     except Exception as error:
         _revert(kernel, done, before, error)
         raise
+    return Done(done, actual)
 
 
-def _converge(kernel: Kernel, planned: Callable[[Actual], Plan], before: Actual, first: Plan) -> Actual:
-    left, actual = first, before
-    for _ in range(PASSES):
-        if not left:
-            break
-        _commit(kernel, left)
-        actual = _reread(kernel, left, actual)
-        left = planned(actual)
-    if left:
-        raise Unverified(left)
-    return actual
+def _with_table(actual: Actual, table: str, other: Actual) -> Actual:
+    """The reading with one IPv4 table of another one."""
+    rest = {ref: rules for ref, rules in actual.ruleset.chains.items() if (ref.table, ref.family) != (table, 4)}
+    chains = {ref: rules for ref, rules in other.ruleset.chains.items() if (ref.table, ref.family) == (table, 4)}
+    return replace(actual, ruleset=Ruleset(rest | chains))
 
 
 def _revert(kernel: Kernel, done: Plan, before: Actual, cause: Exception) -> None:
@@ -165,6 +206,8 @@ def _commit(kernel: Kernel, todo: Plan) -> None:
             _firewall(kernel, step.family).edit(step.table, step.edits)
         elif isinstance(step, EditNft):
             _driver(kernel.nft, step).commit(step.commands)
+        elif isinstance(step, EditMaps):
+            _driver(kernel.maps, step).commit(step.edits)
         elif isinstance(step, TcStep):
             limits.append(step)
         else:
@@ -206,6 +249,8 @@ def _reread(kernel: Kernel, touched: Plan, actual: Actual) -> Actual:
     nft = kernel.nft.read() if kernel.nft and touches_nft(touched) else actual.nft
     tc = kernel.shaper.read() if kernel.shaper and touches_tc(touched) else actual.tc
     read = replace(actual, ruleset=Ruleset(chains), nft=nft, tc=tc)
+    if touches_maps(touched):
+        read = _with_maps(read, kernel.maps)
     if not touches_links(touched):
         return read
     return with_links(read, kernel.links.read())

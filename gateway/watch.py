@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from gateway.ports import Firewall, Links, LinksReading, Nft, Shaper, Variant
+from gateway.ports import Firewall, Links, LinksReading, Maps, MapsReading, Nft, Shaper, Variant
+from rules.maps import MapEdit
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import LinkStep
@@ -22,7 +23,7 @@ from rules.tc import Objects, TcStep
 
 log = logging.getLogger(__name__)
 
-Domain = Literal["chains", "links", "nft", "tc"]
+Domain = Literal["chains", "links", "maps", "nft", "tc"]
 Evidence = Callable[[], Hashable]
 
 
@@ -124,6 +125,22 @@ class WatchedNft:
     def commit(self, commands: Sequence[NftCommand]) -> None:
         with self.watch.writing("nft"):
             self.port.commit(commands)
+
+
+@dataclass(frozen=True)
+class WatchedMaps:
+    """``Maps`` that say when they are read."""
+
+    port: Maps
+    watch: Watch
+
+    def read(self) -> MapsReading:
+        self.watch.reading("maps")
+        return self.port.read()
+
+    def commit(self, edits: Sequence[MapEdit]) -> None:
+        with self.watch.writing("maps"):
+            self.port.commit(edits)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ class Program:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(env or {})},
+                # As in a container of its own: a session is a group of its own to the scheduler.
+                start_new_session=True,
             )
 
     def end(self, how: signal.Signals = signal.SIGKILL) -> None:

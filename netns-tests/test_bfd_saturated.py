@@ -41,7 +41,9 @@ ADDRESSES = ("10.90.0.1", "10.90.0.2")
 def burners() -> Iterator[None]:
     """As many processes as there are cores, each with all of it if it can."""
     processes = [
-        subprocess.Popen([sys.executable, "-I", "-S", "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)
+        # As another container would: a session is a group of its own to the scheduler, as a container is.
+        subprocess.Popen([sys.executable, "-I", "-S", "-c", "while True: pass"], start_new_session=True)
+        for _ in range(os.cpu_count() or 1)
     ]
     yield
     for process in processes:

@@ -163,13 +163,31 @@ dev ifb-net1
     found = [(one.get("eip") or one["matchValue"], one["rateMax"], one["burstMax"]) for one in gateway.get("/v1/qos")]
     assert sorted(found) == [(EIP, "10", "10"), ("src 203.0.113.2/32", "20", "20")]
     for device, rate, minor in (("net1", "10Mbit", "1:5030"), ("ifb-net1", "20Mbit", "1:8123")):
-        (line,) = classes(gateway, device).splitlines()
-        assert line.startswith(f"class htb {minor} ")
+        shown = {line.split()[2]: line for line in classes(gateway, device).splitlines()}
+        assert set(shown) == {"1:9999", minor}  # what no limit claims has its class still
+        line = shown[minor]
         assert f"rate {rate} " in line
     redirects = tc(gateway, "filter", "show", "dev", "net1", "parent", "ffff:").count("Egress Redirect")
     assert redirects == 1
     gateway.verb("eip-egress-qos-del", EIP)
+    (line,) = classes(gateway, "net1").splitlines()
+    assert line.startswith("class htb 1:9999 ")  # as the script would leave it
+
+
+def test_a_root_that_the_script_left_empty_is_used_and_known_again(gateway: Gateway) -> None:
+    """Up to release 1.15 its limits are policers below a root without classes."""
+    gateway.run("tc", "qdisc", "add", "dev", "net1", "root", "handle", "1:0", "htb")
+    root = tc(gateway, "qdisc", "show", "dev", "net1").split()[2:5]
+    gateway.verb("eip-egress-qos-add", f"{EIP},1,10,10")
+    before = classes(gateway, "net1")
+    gateway.kill()
+    shutil.rmtree(gateway.state_dir)
+    gateway.verb("get-iptables-version")
+    assert [one["eip"] for one in gateway.get("/v1/qos")] == [EIP]
+    assert classes(gateway, "net1") == before
+    gateway.verb("eip-egress-qos-del", EIP)
     assert classes(gateway, "net1").strip() == ""
+    assert tc(gateway, "qdisc", "show", "dev", "net1").split()[2:5] == root
 
 
 @pytest.mark.parametrize(

@@ -48,17 +48,18 @@ def adopt(actual: Actual, interfaces: Interfaces | None = None) -> GatewaySpec |
     shared = _first(_shared_dnats(actual))
     dnats = Keyed(dnat for dnat in dnats if dnat.key not in shared)  # the shared one decides before
     named = {rule.eip for part in (fips, dnats, snats, shared) for rule in part}
+    eips = _first(_eips(actual, sides.external, named))
     return GatewaySpec(
         interfaces=sides,
         gateway_v4=_gateway(actual, DEFAULT_V4, sides.external),
         gateway_v6=_gateway(actual, DEFAULT_V6, sides.external),
-        eips=_first(_eips(actual, sides.external, named)),
+        eips=eips,
         fips=fips,
         dnats=dnats,
         snats=snats,
         routes=_first(_routes(actual, sides.vpc)),
         shared_dnats=shared,
-        qos=Keyed(qos.recovered(actual.tc, sides)),
+        qos=Keyed(qos.recovered(actual.tc, sides, {_ip(eip.address) for eip in eips})),
     )
 
 
@@ -108,13 +109,14 @@ def _eips(actual: Actual, external: str, named: set[str]) -> Iterator[Eip | None
     """Addresses of the external interface that a hairpin rule names, then those that bear our mark.
 
     Releases of Kube-OVN before 1.16 made no hairpin rules and nobody's addresses bear a mark: there an address that
-    a translation names is an EIP.
+    a translation names is an EIP, and so is every one but the first, which is the interface's own.
     """
     mine = {key.address: ours for key, ours in actual.addresses.items() if key.interface == external}
     up = {_ip(address): address for address in sorted(mine, key=lambda a: mine[a])}  # a marked one counts first
     hairpin = nat.HAIRPIN_SNAT in actual.ruleset.chains
     candidates = [up[ip] for ip in _hairpin_eips(actual) if ip in up]
-    candidates += [address for address, ours in mine.items() if ours or (not hairpin and _ip(address) in named)]
+    others = [] if hairpin else [address for n, address in enumerate(mine) if n or _ip(address) in named]
+    candidates += [address for address, ours in mine.items() if ours or address in others]
     return (_part(Eip, address=address) for address in candidates)
 
 
@@ -161,9 +163,11 @@ def _host(prefix: str) -> str:
 
 
 def _gateway(actual: Actual, default: RouteKey, external: str) -> str | None:
-    """The next hop of an on-link default route out of the external interface: only ``eip-add`` makes such."""
+    """The next hop of our default route out of the external interface; somebody else's is not ours before a call
+    names its gateway."""
     entry = actual.routes.get(default)
-    return entry.via if entry and entry.onlink and entry.interface == external else None
+    ours = entry is not None and entry.protocol == ROUTE_PROTOCOL
+    return entry.via if entry and ours and entry.onlink and entry.interface == external else None
 
 
 def _routes(actual: Actual, vpc: str) -> Iterator[Route | None]:

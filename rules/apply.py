@@ -12,6 +12,8 @@ from functools import reduce
 from typing import TypeVar
 
 from rules.iptables import CHAIN_NAME_MAX, render_rule
+from rules.maps import AddEntry, DropEntry, DropTable, MapEdit, MapTable, WriteChains, asked
+from rules.maps import script as map_script
 from rules.nft import (
     AddChain,
     AddElement,
@@ -38,6 +40,7 @@ from rules.ruleset import (
     Drop,
     Family,
     Foreign,
+    Goto,
     InsertRule,
     Jump,
     Masquerade,
@@ -60,6 +63,7 @@ from rules.state import (
     DeletePolicyRule,
     DeleteRoute,
     DeviceStep,
+    EditMaps,
     EditNft,
     EditTable,
     LinkState,
@@ -90,13 +94,15 @@ def apply(plan: Plan, actual: Actual) -> Actual:
     return reduce(apply_step, plan.steps, actual)
 
 
-def apply_step(actual: Actual, step: Step) -> Actual:
+def apply_step(actual: Actual, step: Step) -> Actual:  # noqa: PLR0911 -- one a step
     """The state after one step: one table's edits, all or none, or one change of a link."""
     match step:
         case EditTable(table, edits, family):
             return replace(actual, ruleset=Ruleset(apply_edits(table, actual.ruleset.chains, edits, family)))
         case EditNft(commands):
             return replace(actual, nft=apply_commands(actual.nft, commands))
+        case EditMaps(map_edits):
+            return replace(actual, maps=apply_map_edits(actual.maps, map_edits))
         case AddDevice() | DeleteDevice() | SetMaster():
             return replace(actual, links=apply_device_step(actual.links, step))
         case SetSysctl(name, value):
@@ -218,7 +224,7 @@ def _without(mapping: Mapping[K, V], key: K) -> dict[K, V]:
 def _with_rules(chains: Chains, edit: ChainEdit, fresh: Iterable[AnyRule], rules: Rules) -> dict[ChainRef, Rules]:
     for rule in fresh:
         _check_rule(chains, edit.ref, rule)
-        if isinstance(rule, Rule) and isinstance(rule.target, Jump):
+        if isinstance(rule, Rule) and isinstance(rule.target, Jump | Goto):
             loop = _reaches(chains, edit.ref._replace(chain=rule.target.chain), edit.ref)
             _need(not loop, edit, "Too many levels of symbolic links")
     return {**chains, edit.ref: rules}
@@ -236,7 +242,7 @@ def _check_rule(chains: Chains, ref: ChainRef, rule: AnyRule) -> None:
         if isinstance(match, Source | Destination):
             _need((":" in match.prefix) == (ref.family == 6), rule, f"host/network `{match.prefix}' not found")
     match rule.target:
-        case Jump(chain):
+        case Jump(chain) | Goto(chain):
             known = ref._replace(chain=chain) in chains and chain not in BUILTIN[ref.table]
             _need(known, rule, "No chain/target/match by that name.")
         case Dnat() | Snat() | Masquerade():
@@ -253,15 +259,16 @@ def _references(chains: Chains, ref: ChainRef) -> Iterator[ChainRef]:
 
 def _jumps_to(rule: AnyRule, chain: str) -> bool:
     if isinstance(rule, Rule):
-        return rule.target == Jump(chain)
+        return rule.target in (Jump(chain), Goto(chain))
     return rule.text.endswith((f"-j {chain}", f"-g {chain}"))
 
 
 def _reaches(chains: Chains, start: ChainRef, goal: ChainRef) -> bool:
     if start == goal:
         return True
-    jumps = {rule.target.chain for rule in chains[start] if isinstance(rule, Rule) and isinstance(rule.target, Jump)}
-    return any(_reaches(chains, start._replace(chain=chain), goal) for chain in jumps)
+    targets = (rule.target for rule in chains[start] if isinstance(rule, Rule))
+    further = {target.chain for target in targets if isinstance(target, Jump | Goto)}
+    return any(_reaches(chains, start._replace(chain=chain), goal) for chain in further)
 
 
 def apply_commands(table: NftTable, commands: Iterable[NftCommand]) -> NftTable:
@@ -310,3 +317,31 @@ def apply_command(table: NftTable, command: NftCommand) -> NftTable:  # noqa: PL
         case DeleteElement(key):
             _need(key in elements, command, "No such file or directory")
             return replace(table, elements=_without(elements, key))
+
+
+def apply_map_edits(table: MapTable, edits: Iterable[MapEdit]) -> MapTable:
+    """The table of maps after all edits of one transaction; raises Rejected, and then none of them happened."""
+    entries = dict(table.entries)
+    chains, maps = table.chains, table.maps
+    for edit in edits:
+        try:
+            map_script([edit])
+        except ValueError as error:
+            raise Rejected(f"{edit}: {error}") from error
+        match edit:
+            case WriteChains(written, unasked):
+                _need(asked(written).isdisjoint(unasked), edit, "Device or resource busy")
+                _need(maps >= set(unasked), edit, "No such file or directory")
+                chains, maps = {**chains, **written}, (maps | asked(written)) - set(unasked)
+                entries = {key: target for key, target in entries.items() if key.map in maps}
+            case DropTable():
+                _need(bool(chains or maps or table.damaged), edit, "No such file or directory")
+                chains, maps, entries = {}, frozenset(), {}
+            case AddEntry(key, target):
+                _need(key.map in maps, edit, "No such file or directory")
+                _need(key not in entries, edit, "File exists")
+                entries[key] = target
+            case DropEntry(key):
+                _need(key in entries, edit, "No such file or directory")
+                del entries[key]
+    return MapTable(chains, maps, entries)

@@ -26,6 +26,7 @@ from rules.state import (
     DeleteDevice,
     DeletePolicyRule,
     DeleteRoute,
+    EditMaps,
     EditNft,
     EditTable,
     Plan,
@@ -148,6 +149,8 @@ def _touched(step: Step) -> Iterable[str]:  # noqa: PLR0911, PLR0912 -- one line
             return [_edited(table, edit) for edit in edits]
         case EditNft(commands):
             return [f"{len(commands)} edits of table ip kube-ovn"]
+        case EditMaps(map_edits):
+            return [f"{len(map_edits)} edits of table ip natgw"]
         case AddAddress(key):
             return [f"+ address {key.address} on {key.interface}"]
         case DeleteAddress(key):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 
-from rules import share, tc
+from rules import fastpath, share, tc
+from rules.maps import MapTable
 from rules.nft import NftTable
 from rules.ruleset import (
     BUILTIN,
@@ -19,6 +20,7 @@ from rules.ruleset import (
     DeleteChain,
     DeleteRule,
     Family,
+    Goto,
     InsertRule,
     Jump,
     NewChain,
@@ -40,6 +42,7 @@ from rules.state import (
     Desired,
     Device,
     DeviceStep,
+    EditMaps,
     EditNft,
     EditTable,
     LinkStep,
@@ -70,7 +73,8 @@ def delta(desired: Desired, actual: Actual) -> Plan:
     arp = list(_arp(desired, actual))
     guard_first = not any(step.on for step in arp)
     mangle, nft = _table("mangle", desired, actual), _nft(desired, actual)
-    nat = [_table("nat", desired, actual), _table("nat", desired, actual, 6)]
+    # Chains before maps: the reason is rules.fastpath's.
+    nat = [_table("nat", desired, actual), _table("nat", desired, actual, 6), _maps(desired, actual)]
     links = [
         *_devices(desired, actual),
         *_promote(desired, actual),
@@ -119,6 +123,11 @@ def touches_nft(plan: Plan) -> bool:
     return any(isinstance(step, EditNft) for step in plan.steps)
 
 
+def touches_maps(plan: Plan) -> bool:
+    """Whether the plan changes the table of maps."""
+    return any(isinstance(step, EditMaps) for step in plan.steps)
+
+
 def snapshot(plan: Plan, before: Actual, now: Actual) -> Desired:
     """``before`` as statements about everything that the plan touches.
 
@@ -132,6 +141,7 @@ def snapshot(plan: Plan, before: Actual, now: Actual) -> Desired:
     arp: dict[str, bool] = {}
     promote: dict[str, bool] = {}
     nft: NftTable | None = before.nft if touches_nft(plan) else None
+    maps: MapTable | None = before.maps if touches_maps(plan) else None
     up: dict[str, bool] = {}
     policy_rules: dict[PolicyRule, bool] = {}
     sysctls: dict[str, int] = {}
@@ -168,7 +178,9 @@ def snapshot(plan: Plan, before: Actual, now: Actual) -> Desired:
     heads = _snapshot_heads(plan, before, now)
     limits = tc.snapshot((step for step in plan.steps if isinstance(step, tc.TcStep)), before.tc)
     return Desired(
-        chains, hooks, addresses, routes, arp, promote, nft, up, policy_rules, limits, heads, sysctls, devices, masters
+        *(chains, hooks, addresses, routes, arp, promote, nft, up, policy_rules, limits, heads, sysctls, devices),
+        masters=masters,
+        maps=maps,
     )
 
 
@@ -212,6 +224,11 @@ def _edit_nft(wanted: NftTable, standing: NftTable) -> EditNft | None:
     return EditNft(commands) if commands else None
 
 
+def _maps(desired: Desired, actual: Actual) -> EditMaps | None:
+    edits = () if desired.maps is None else tuple(fastpath.edits(desired.maps, actual.maps))
+    return EditMaps(edits) if edits else None
+
+
 def _table(table: str, desired: Desired, actual: Actual, family: Family = 4) -> EditTable | None:
     edits = tuple(_table_edits((table, family), desired, actual))
     return EditTable(table, edits, family) if edits else None
@@ -230,7 +247,7 @@ def _table_edits(table: tuple[str, Family], desired: Desired, actual: Actual) ->
             standing = have.get(ref, ())
             yield from _single_edits(ref, standing, _builtin(ref, standing, desired), 0)
     gone = [ref for ref, rules in mine.items() if rules is None and ref in have]
-    yield from (ReplaceRules(ref, ()) for ref in gone if any(isinstance(_target(r), Jump) for r in have[ref]))
+    yield from (ReplaceRules(ref, ()) for ref in gone if any(isinstance(_target(r), Jump | Goto) for r in have[ref]))
     yield from (DeleteChain(ref) for ref in gone)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rules import nat, qos, share
+from rules import fastpath, nat, qos, share
 from rules.keyed import Keyed
 from rules.nft import NftTable
 from rules.spec import Eip, GatewaySpec
@@ -24,11 +24,15 @@ class Facts:
     """What is decided besides the spec.
 
     ``arp``: auto, or on (never touched). ``claimed``: addresses that do not bear our mark and yet go when their EIP
-    goes: another program put them up for EIPs that we adopted.
+    goes: another program put them up for EIPs that we adopted. ``dismissed``: prefixes whose routes on the tenant's
+    side go, whoever made them, for a call has named them. ``fastpath``: off, or maps ahead of the chains wherever that
+    is possible.
     """
 
     arp: ArpPolicy = "auto"
     claimed: frozenset[AddressKey] = frozenset()
+    dismissed: frozenset[str] = frozenset()
+    fastpath: fastpath.Setting = "auto"
 
 
 def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
@@ -42,16 +46,23 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
         return Desired(tc=limits)
     arp_on = facts.arp == "on" or bool(spec.eips)
     external = spec.interfaces.external
+    maps = not without_maps(facts, actual)
     return Desired(
-        chains=dict(nat.chains(spec, guard=not arp_on)),
+        chains=nat.chains(spec, guard=not arp_on, maps=maps),
         hooks=dict.fromkeys(nat.HOOKS, True),
         addresses=_addresses(spec.eips, external, actual.addresses, facts.claimed),
-        routes=_routes(spec, actual),
+        routes=_routes(spec, facts, actual),
         arp={} if facts.arp == "on" else {external: arp_on},
         promote_secondaries={external: True},
         nft=_nft(spec, actual),
         tc=limits,
+        maps=fastpath.table(spec) if maps else fastpath.NO_TABLE,
     )
+
+
+def without_maps(facts: Facts, actual: Actual) -> str:
+    """Why the chains decide alone, in one line; empty where maps decide ahead of them."""
+    return fastpath.hindrance(facts.fastpath, actual.ruleset.chains, actual.no_maps)
 
 
 def _nft(spec: GatewaySpec, actual: Actual) -> NftTable | None:
@@ -71,7 +82,7 @@ def _addresses(
     return said
 
 
-def _routes(spec: GatewaySpec, actual: Actual) -> dict[RouteKey, RouteEntry | None]:
+def _routes(spec: GatewaySpec, facts: Facts, actual: Actual) -> dict[RouteKey, RouteEntry | None]:
     wanted: dict[RouteKey, RouteEntry | None] = {
         RouteKey(r.cidr): RouteEntry(spec.interfaces.vpc, r.next_hop_ip) for r in spec.routes
     }
@@ -85,7 +96,18 @@ def _routes(spec: GatewaySpec, actual: Actual) -> dict[RouteKey, RouteEntry | No
         for key, entry in actual.routes.items()
         if _is_ours(key, entry) and key not in wanted and key not in (DEFAULT_V4, DEFAULT_V6)
     }
-    return wanted | leftovers
+    dismissed: dict[RouteKey, RouteEntry | None] = {
+        key: None
+        for key in map(RouteKey, facts.dismissed)
+        if key in actual.routes and _is_ours_to_name(spec, key, actual.routes[key])
+    }
+    return dismissed | leftovers | wanted
+
+
+def _is_ours_to_name(spec: GatewaySpec, key: RouteKey, entry: RouteEntry) -> bool:
+    """What a subnet route looks like: on the tenant's side, by a router, and no default route."""
+    inside = entry.interface == spec.interfaces.vpc and entry.via is not None
+    return inside and key not in (DEFAULT_V4, DEFAULT_V6)
 
 
 def _is_ours(key: RouteKey, entry: RouteEntry) -> bool:

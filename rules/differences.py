@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rules.iptables import render_rule
+from rules.maps import script as map_script
 from rules.nft import command_lines
 from rules.ruleset import ChainEdit, DeleteChain, DeleteRule, InsertRule, NewChain, ReplaceRules
 from rules.state import (
@@ -17,6 +18,7 @@ from rules.state import (
     DeleteDevice,
     DeletePolicyRule,
     DeleteRoute,
+    EditMaps,
     EditNft,
     EditTable,
     Plan,
@@ -46,6 +48,9 @@ def _lines(step: Step, actual: Actual) -> Iterator[str]:  # noqa: PLR0912 -- one
         case EditNft(commands):
             for command in commands:
                 yield from (f"nft differs: it would take {line}" for line in command_lines(command))
+        case EditMaps(map_edits):
+            for one in map_edits:
+                yield from (f"maps differ: it would take {line}" for line in map_script([one]).splitlines())
         case SetTc(key, _):
             yield f"{'differs' if key in actual.tc else 'missing'}: {tc_text(step)}"
         case DeleteTc():

@@ -24,6 +24,7 @@ from rules.ruleset import (
     Drop,
     Family,
     Foreign,
+    Goto,
     InInterface,
     InsertRule,
     Jump,
@@ -64,11 +65,11 @@ _RULE = re.compile(
     rf"(?:-p (tcp|udp|sctp) -m \5 --dport ({_PORT}) )?"
     rf"(?:-m mark --mark ({_HEX})(?:/(?!0xf{{8}} )({_HEX}))? )?"
     rf"(?:-m conntrack --ctstate (DNAT) --ctorigdst ({_ADDRESS}) )?"
-    rf"-j (?:DNAT --to-destination ({_ADDRESS})(?::({_PORT}))?"
+    rf"(?:-g ({_NAME})|-j (?:DNAT --to-destination ({_ADDRESS})(?::({_PORT}))?"
     rf"|SNAT --to-source ({_ADDRESS})( --random-fully)?"
     rf"|MARK --set-xmark ({_HEX})/({_HEX})"
     rf"|(MASQUERADE --random-fully)"
-    rf"|({_NAME}))",
+    rf"|({_NAME})))",
     re.ASCII,
 ).fullmatch
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
@@ -120,6 +121,8 @@ def _target(target: Target) -> str:  # noqa: PLR0911 -- one line a target
     match target:
         case Jump(chain):
             return f"-j {chain}"
+        case Goto(chain):
+            return f"-g {chain}"
         case Dnat(address, port):
             return f"-j DNAT --to-destination {address}" + ("" if port is None else f":{port}")
         case Snat(address, random_fully):
@@ -168,7 +171,9 @@ def parse_rule(text: str) -> AnyRule:
 
 def _parse_target(groups: list[str]) -> Target | None:
     """The groups of the target's part of the pattern; None where it is no target of ours."""
-    dnat, port, snat, random_fully, xmark, mask, masquerade, name = groups
+    goto, dnat, port, snat, random_fully, xmark, mask, masquerade, name = groups
+    if goto:
+        return Goto(goto)
     if dnat:
         number = int(port) if port else None
         return None if number is not None and number > PORT_MAX else Dnat(dnat, number)
@@ -222,7 +227,7 @@ def _known_jumps(ref: ChainRef, rules: Iterable[AnyRule], chains: Mapping[ChainR
     """A jump to a chain that is not there is a target that we do not know."""
     for rule in rules:
         match rule:
-            case Rule(matches, Jump(chain)) if ref._replace(chain=chain) not in chains:
+            case Rule(matches, Jump(chain) | Goto(chain)) if ref._replace(chain=chain) not in chains:
                 yield Foreign(" ".join((*map(_match, matches), _target(rule.target))))
             case _:
                 yield rule

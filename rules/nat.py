@@ -6,6 +6,8 @@ HAIRPIN_SNAT (a tenant that reaches another one by an EIP is seen as that EIP, s
 through the gateway). mangle: PREROUTING -> VPC_MARK marks what came from the tenant's side for HAIRPIN_SNAT;
 FORWARD -> ARP_GUARD keeps packets off the external interface while ARP is off there: the neighbour entry of
 the external gateway is then our own MAC, and a packet sent out would re-enter until its TTL ends.
+Where maps decide ahead of the chains (``rules.fastpath``), a packet that they did not know bears a mark here, and
+passes over DNAT_FILTER and SNAT_FILTER by way of MAPS_MISSED, which takes the mark off.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from functools import lru_cache
 
 from rules import spec
 from rules.keyed import Keyed
+from rules.maps import MISSED
 from rules.ruleset import (
     AnyRule,
     ChainRef,
@@ -22,6 +25,7 @@ from rules.ruleset import (
     DestinationPort,
     Dnat,
     Drop,
+    Goto,
     InInterface,
     Jump,
     Mark,
@@ -44,6 +48,7 @@ SNAT_FILTER = ChainRef("nat", "SNAT_FILTER")
 EXCLUSIVE_SNAT = ChainRef("nat", "EXCLUSIVE_SNAT")
 SHARED_SNAT = ChainRef("nat", "SHARED_SNAT")
 HAIRPIN_SNAT = ChainRef("nat", "HAIRPIN_SNAT")
+MAPS_MISSED = ChainRef("nat", "MAPS_MISSED")
 VPC_MARK = ChainRef("mangle", "VPC_MARK")
 ARP_GUARD = ChainRef("mangle", "ARP_GUARD")
 
@@ -55,15 +60,23 @@ HOOKS: tuple[tuple[ChainRef, Rule], ...] = (
 )
 
 
-def chains(gateway: GatewaySpec, *, guard: bool) -> dict[ChainRef, Rules]:
-    """All our chains with their whole content; ``guard`` while nothing may leave by the external interface."""
+_PASS_OVER = Rule((Mark(MISSED, MISSED),), Goto(MAPS_MISSED.chain))
+
+
+def chains(gateway: GatewaySpec, *, guard: bool, maps: bool = False) -> dict[ChainRef, Rules | None]:
+    """All our chains with their whole content (None: there is none).
+
+    ``guard`` while nothing may leave by the external interface; ``maps`` while maps decide ahead of the chains.
+    """
+    passed = (_PASS_OVER,) if maps else ()
     external = gateway.interfaces.external
     dnat_of_fips, snat_of_fips = exclusive(gateway.fips)
     return {
-        DNAT_FILTER: (Rule((), Jump("EXCLUSIVE_DNAT")), Rule((), Jump("SHARED_DNAT"))),
+        MAPS_MISSED: (Rule((), SetMark(0, MISSED)),) if maps else None,
+        DNAT_FILTER: (*passed, *(Rule((), Jump(c)) for c in ("EXCLUSIVE_DNAT", "SHARED_DNAT"))),
         EXCLUSIVE_DNAT: dnat_of_fips,
         SHARED_DNAT: shared_dnat(gateway.dnats),
-        SNAT_FILTER: tuple(Rule((), Jump(c)) for c in ("EXCLUSIVE_SNAT", "SHARED_SNAT", "HAIRPIN_SNAT")),
+        SNAT_FILTER: (*passed, *(Rule((), Jump(c)) for c in ("EXCLUSIVE_SNAT", "SHARED_SNAT", "HAIRPIN_SNAT"))),
         EXCLUSIVE_SNAT: snat_of_fips,
         SHARED_SNAT: shared_snat(gateway.snats, external),
         HAIRPIN_SNAT: hairpin_snat(gateway.eips, gateway.interfaces.vpc),

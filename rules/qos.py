@@ -16,7 +16,7 @@ EIPs and those from there on to interfaces, in Kube-OVN's own script, too; that 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -48,6 +48,8 @@ from rules.tc import (
     Link,
     Matchall,
     Objects,
+    Policer,
+    PolicerKey,
     Rate,
     Redirect,
     RedirectKey,
@@ -78,6 +80,7 @@ _THIRD, _FOURTH = 0x0000FF00, 0x000000FF
 Side = Literal["src", "dst"]
 _OFFSET: dict[Side, int] = {"src": SRC, "dst": DST}
 _SIDE: dict[int, Side] = {SRC: "src", DST: "dst"}
+_DIRECTION: dict[bool, Direction] = {True: "ingress", False: "egress"}
 _EIP_SIDE: dict[Direction, Side] = {"egress": "src", "ingress": "dst"}
 
 
@@ -144,15 +147,36 @@ def _statements(limits_wanted: Keyed[Limit], interfaces: Interfaces, have: Objec
         said |= _Tree(_device(interface, direction), direction, have).statements(limits)
         if direction == "ingress":
             said |= _redirection(interface, have)
-    devices = {key.device for key in said if isinstance(key, RootKey)}
-    for key in have:
-        if isinstance(key, RootKey) and key.device not in devices:
-            said[key] = None
-        if isinstance(key, RedirectKey) and key not in said:
+    said |= dict.fromkeys(_replaced(wanted, have))
+    for device in [key.device for key in have if isinstance(key, RootKey) and key not in said]:
+        said |= _unlimited(device, have)
+    for key, redirect in have.items():
+        if isinstance(redirect, Redirect) and key not in said and said.get(RootKey(redirect.ifb)) is None:
             said[key] = None
             if have.get(IngressKey(key.device)) == Ingress(shared=False):
                 said[IngressKey(key.device)] = None
     return said
+
+
+def _unlimited(device: str, have: Objects) -> dict[Key, Value | None]:
+    """A device without limits: the tree goes, unless it was adopted. That one stays, as Kube-OVN's script leaves it."""
+    root = have[RootKey(device)]
+    if isinstance(root, Htb) and not root.ours:
+        return _Tree(device, _DIRECTION[device.startswith(IFB_PREFIX)], have).statements([])
+    return {RootKey(device): None}
+
+
+def _replaced(wanted: Mapping[tuple[str, Direction], Iterable[_Wanted]], have: Objects) -> Iterator[Key]:
+    """Policers of the limits that we keep by shaping. Others are somebody else's, and stay."""
+    for key, value in have.items():
+        if isinstance(key, PolicerKey) and isinstance(value, Policer):
+            claims = [limit.claim for limit in wanted.get((key.device, _DIRECTION[key.ingress]), ())]
+            if any(_is_claim_of(claim, key.priority, _match_of(value)) for claim in claims):
+                yield key
+
+
+def _is_claim_of(claim: _Claim, priority: int, match: Match | None) -> bool:
+    return claim.match == match and (claim.of_eip or claim.priority == priority)
 
 
 def _interface(limit: Limit, interfaces: Interfaces) -> str:
@@ -214,7 +238,8 @@ class _Tree:
         self._have: dict[Key, Value] = {key: value for key, value in have.items() if key.device == device}
         root = self._have.get(RootKey(device), Htb())
         self._said: dict[Key, Value | None] = {RootKey(device): root}
-        self._minors = {root.default} if isinstance(root, Htb) else set()
+        self._default = {root.default} if isinstance(root, Htb) else set()
+        self._minors = self._default.copy()
         self._minors |= {key.minor for key in self._have if isinstance(key, ClassKey)}
         self._tables = {key.table for key in self._have if isinstance(key, TableKey)}
         self._nodes: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
@@ -247,17 +272,21 @@ class _Tree:
             given.add(minor)
             self._said[ClassKey(self._device, minor)] = wanted.rate
             self._place(wanted, minor, alone=wanted.claim.priority not in u32)
-        furniture = {key for key, _ in self._links.values()}
-        for key in self._have.keys() - self._said.keys() - furniture:
-            if isinstance(key, ClassKey | FilterKey):
+        # The class of what nothing claims, of a tree that was adopted, is furniture as well.
+        idle = self._default - {minor for places in self._places.values() for _, minor in places}
+        furniture: set[Key] = {key for key, _ in self._links.values()}
+        furniture |= {ClassKey(self._device, minor) for minor in idle}
+        for key in self._have:  # in the kernel's order, so that a plan is the same every time
+            if isinstance(key, ClassKey | FilterKey) and key not in self._said and key not in furniture:
                 self._said[key] = None
         return self._said
 
     def _class(self, wanted: _Wanted, given: set[int]) -> int:
         standing = self._classes.get(wanted.claim.limit)
         pool = EIP_CLASSES if wanted.claim.of_eip else INTERFACE_CLASSES
-        # Kube-OVN's script may have led two addresses to one class: then only the first keeps it.
-        if standing is not None and standing in pool and standing not in given:
+        # Kube-OVN's script may have led two addresses to one class: then only the first keeps it; or one of them to
+        # the class of what nothing claims, which would limit that, too.
+        if standing is not None and standing in pool and standing not in given | self._default:
             return standing
         minor = next(self._free[pool], None)
         if minor is None:
@@ -336,23 +365,25 @@ def _claims(objects: Objects) -> Iterator[tuple[FilterKey, _Claim, int]]:
                 yield key, _Claim(value.minor in EIP_CLASSES, key.priority, match), value.minor
 
 
-def _match_of(value: Classify | Matchall) -> Match | None:
+def _match_of(value: Classify | Matchall | Policer) -> Match | None:
     """What a filter matches, or None for what no limit says."""
-    if isinstance(value, Matchall):
-        return Match()
-    if len(value.selectors) != 1:
+    selectors = value.selectors if isinstance(value, Classify) else (Selector(),)
+    if isinstance(value, Policer):
+        selectors = (value.selector,)
+    if len(selectors) != 1:
         return None
-    (one,) = value.selectors
+    (one,) = selectors
     side, length = _SIDE.get(one.offset), one.mask.bit_count()
     if one.mask != EXACT << (32 - length) & EXACT or (side is None and length):
         return None
     return Match(side, one.value & one.mask, length)
 
 
-def recovered(objects: Objects, interfaces: Interfaces) -> list[EipLimit | InterfaceLimit]:
+def recovered(objects: Objects, interfaces: Interfaces, eips: Collection[str] = ()) -> list[EipLimit | InterfaceLimit]:
     """The limits that the kernel's own objects keep, whoever made them; those of interfaces not in use come as theirs.
 
-    Rates come back exactly, bursts as the shortest number that gives what the kernel has.
+    Rates come back exactly, bursts as the shortest number that gives what the kernel has. Of a policer, only ``eips``
+    tell whose limit it is.
     """
     sources = {value.ifb: key.device for key, value in objects.items() if isinstance(value, Redirect)}
     found: dict[object, EipLimit | InterfaceLimit] = {}
@@ -365,7 +396,21 @@ def recovered(objects: Objects, interfaces: Interfaces) -> list[EipLimit | Inter
         with suppress(ValidationError):
             limit = _limit(claim, direction, interface, rate, interfaces.external)
             found.setdefault(limit.key, limit)
+    for limit in _policed(objects, interfaces, eips):
+        found.setdefault(limit.key, limit)
     return list(found.values())
+
+
+def _policed(objects: Objects, interfaces: Interfaces, eips: Collection[str]) -> Iterator[Limit]:
+    """The limits that policers keep; of several that match the same, the first decides."""
+    policers = ((k, v) for k, v in objects.items() if isinstance(k, PolicerKey) and isinstance(v, Policer))
+    for key, value in sorted(policers, key=lambda one: (one[0].device, one[0].ingress, one[0].priority, one[0].handle)):
+        match, direction = _match_of(value), _DIRECTION[key.ingress]
+        if match is not None:
+            of_eip = match.length == 32 and str(IPv4Address(match.address)) in eips
+            with suppress(ValidationError):
+                claim = _Claim(of_eip, key.priority, match)
+                yield _limit(claim, direction, key.device, value.rate, interfaces.external)
 
 
 def _limit(claim: _Claim, direction: Direction, interface: str, rate: Rate, external: str) -> Limit:

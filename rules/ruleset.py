@@ -78,6 +78,13 @@ class Jump:
 
 
 @dataclass(frozen=True, slots=True)
+class Goto:
+    """``-g CHAIN``: continue in a chain of ours; its end is the end of this chain, too."""
+
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dnat:
     """``-j DNAT --to-destination``: new destination address, and port where one is named."""
 
@@ -118,7 +125,7 @@ class Drop:
     """``-j DROP``: the packet ends here."""
 
 
-Target = Jump | Dnat | Snat | Masquerade | SetMark | Drop | Return
+Target = Jump | Goto | Dnat | Snat | Masquerade | SetMark | Drop | Return
 
 
 @dataclass(frozen=True, slots=True)

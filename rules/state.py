@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, ChainRef, Family, Rule, Rules, Ruleset
 from rules.tc import Objects, Statements, TcStep
@@ -102,7 +103,7 @@ class RouteEntry:
 
 @dataclass(frozen=True)
 class Desired:
-    """Statements about the kernel. None as a value means: is not there; for ``nft``: nothing is said.
+    """Statements about the kernel. None as a value means: is not there; for ``nft`` and ``maps``: nothing is said.
 
     ``hooks`` are rules of built-in chains, wherever they stand; ``heads`` say what such a chain begins with.
     ``sysctls`` go by their paths below /proc/sys; ``masters`` say which device an interface is a port of.
@@ -122,6 +123,7 @@ class Desired:
     sysctls: Mapping[str, int] = field(default_factory=dict)
     devices: Mapping[str, Device | None] = field(default_factory=dict)
     masters: Mapping[str, str | None] = field(default_factory=dict)
+    maps: MapTable | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ class Actual:
     """One reading of the kernel.
 
     Links by name, addresses (True: ours), routes, netfilter chains, the table of share-type DNAT, and the rules that
-    choose a routing table by the interface.
+    choose a routing table by the interface. ``no_maps`` says why no maps can stand ahead of the chains; it is empty
+    where they can.
     """
 
     ruleset: Ruleset = field(default_factory=Ruleset)
@@ -157,6 +160,8 @@ class Actual:
     policy_rules: frozenset[PolicyRule] = frozenset()
     tc: Objects = field(default_factory=dict)
     sysctls: Mapping[str, int] = field(default_factory=dict)
+    maps: MapTable = field(default_factory=MapTable)
+    no_maps: str = "not looked for"
 
 
 # Steps of a plan.
@@ -176,6 +181,13 @@ class EditNft:
     """Commands for the table of share-type DNAT, committed as one."""
 
     commands: tuple[NftCommand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EditMaps:
+    """Edits of the table of maps, committed as one."""
+
+    edits: tuple[MapEdit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +279,7 @@ RoutingStep = ReplaceRoute | DeleteRoute | AddPolicyRule | DeletePolicyRule
 Switch = SetArp | SetPromoteSecondaries | SetUp
 DeviceStep = AddDevice | DeleteDevice | SetMaster
 LinkStep = AddAddress | DeleteAddress | RoutingStep | Switch | DeviceStep | SetSysctl
-Step = EditTable | EditNft | LinkStep | TcStep
+Step = EditTable | EditNft | EditMaps | LinkStep | TcStep
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,16 @@ class RedirectKey:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicerKey:
+    """A filter that drops what exceeds a rate, at the root (egress) or on the ingress qdisc of a device."""
+
+    device: str
+    ingress: bool
+    priority: int
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ifb:
     up: bool = True
 
@@ -88,10 +98,11 @@ class Ifb:
 class Htb:
     """``default`` is the class of what no filter claims; where there is no such class, that passes unshaped.
 
-    Once the qdisc stands the kernel does not let it be changed.
+    Once the qdisc stands the kernel does not let it be changed. One that is not ours was adopted, and is never deleted.
     """
 
     default: int = 0
+    ours: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +156,18 @@ class Matchall:
 
 
 @dataclass(frozen=True, slots=True)
+class Policer:
+    """What matches the selector may come at this rate: not of our making, but of Kube-OVN's script up to 1.15.
+
+    ``matchall``: the filter is of that type; there the selector says nothing.
+    """
+
+    selector: Selector
+    rate: Rate
+    matchall: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """A filter in our tree that nobody here makes: it can only be deleted."""
 
@@ -163,8 +186,8 @@ class Redirect:
     ifb: str
 
 
-Key = IfbKey | RootKey | ClassKey | TableKey | FilterKey | IngressKey | RedirectKey
-Value = Ifb | Htb | Rate | Table | Classify | Link | Matchall | Unknown | Ingress | Redirect
+Key = IfbKey | RootKey | ClassKey | TableKey | FilterKey | PolicerKey | IngressKey | RedirectKey
+Value = Ifb | Htb | Rate | Table | Classify | Link | Matchall | Policer | Unknown | Ingress | Redirect
 Objects = Mapping[Key, Value]
 Statements = Mapping[Key, Value | None]
 """What shall be: an object with this value, or (None) no such object."""
@@ -197,7 +220,7 @@ def steps_before(wanted: Statements, have: Objects) -> Iterator[TcStep]:
     all, because the kernel holds only one type at a priority.
     """
     for key, standing in have.items():
-        if isinstance(standing, Matchall | Unknown) and wanted.get(key, standing) is None:
+        if _goes_first(key, standing) and wanted.get(key, standing) is None:
             yield DeleteTc(key, standing)
     changes = [(key, value) for key, value in wanted.items() if value is not None and have.get(key) != value]
     for key, value in sorted(changes, key=lambda change: _rank(*change)):
@@ -210,13 +233,19 @@ def steps_before(wanted: Statements, have: Objects) -> Iterator[TcStep]:
 def steps_after(wanted: Statements, have: Objects) -> Iterator[TcStep]:
     """What goes, in the opposite order. What goes together with its root qdisc is not named."""
     roots = {key.device for key, value in wanted.items() if value is None and isinstance(key, RootKey) and key in have}
-    went_first = (Matchall, Unknown)
     lost = [(key, have[key]) for key, value in wanted.items() if value is None and key in have]
-    gone = [(key, standing) for key, standing in lost if not isinstance(standing, went_first)]
+    gone = [(key, standing) for key, standing in lost if not _goes_first(key, standing)]
     for key, standing in sorted(gone, key=lambda one: _rank(*one), reverse=True):
         below = isinstance(key, ClassKey | TableKey | FilterKey)
         if not (below and key.device in roots) and not isinstance(key, TableKey):
             yield DeleteTc(key, standing)
+
+
+def _goes_first(key: Key, standing: Value) -> bool:
+    """Whether it stands where a u32 filter of ours may be wanted, and is of another type."""
+    if isinstance(key, PolicerKey):
+        return not key.ingress and isinstance(standing, Policer) and standing.matchall
+    return isinstance(standing, Matchall | Unknown)
 
 
 def _rank(key: Key, value: Value) -> tuple[int, int]:  # noqa: PLR0911 -- one line an object
@@ -236,6 +265,8 @@ def _rank(key: Key, value: Value) -> tuple[int, int]:  # noqa: PLR0911 -- one li
             return (6, 0)
         case RedirectKey():
             return (7, 0)
+        case PolicerKey():
+            return (8, 0)
 
 
 def snapshot(steps: Iterable[TcStep], before: Objects) -> dict[Key, Value | None]:
@@ -288,7 +319,8 @@ def _deletable(objects: Objects, key: Key) -> None:
             linked = any(isinstance(v, Link) and v.table == table for v in links)
             _need(not linked and not any(nodes), "Can not delete in-use filter (Device or resource busy)")
         case IngressKey(device):
-            _need(RedirectKey(device) not in objects, "the redirection hangs on it")
+            hanging = (k for k in objects if isinstance(k, PolicerKey) and k.ingress and k.device == device)
+            _need(RedirectKey(device) not in objects and not any(hanging), "filters hang on it")
 
 
 def _makeable(objects: Objects, key: Key, value: Value) -> None:
@@ -313,6 +345,9 @@ def _makeable(objects: Objects, key: Key, value: Value) -> None:
         case RedirectKey(device):
             _need(IngressKey(device) in objects, "Parent Qdisc doesn't exists (No such file or directory)")
             _need(isinstance(value, Redirect) and IfbKey(value.ifb) in objects, "Cannot find device")
+        case PolicerKey(device, ingress):
+            parent = IngressKey(device) if ingress else RootKey(device)
+            _need(isinstance(value, Policer) and parent in objects, "Parent Qdisc doesn't exists")
         case IfbKey() | IngressKey():
             pass
 
@@ -350,6 +385,13 @@ def tc_text(step: TcStep) -> str:  # noqa: PLR0911 -- one line an object
         case FilterKey(device, priority, table, bucket, node), _:
             where = f"dev {device} parent 1: protocol ip prio {priority} handle {table:x}:{bucket:x}:{node:x} u32"
             return f"tc filter del {where}" if delete else f"tc filter add {where} {_filter_text(value)}"
+        case PolicerKey(device, ingress, priority, handle), Policer(selector, Rate(rate)):
+            parent = "ffff:" if ingress else "1:"
+            where = f"dev {device} parent {parent} protocol ip prio {priority} handle {handle:#x}"
+            kind = "matchall" if value.matchall else f"u32 match u32 {selector.value:#x} {selector.mask:#x}"
+            kind += "" if value.matchall else f" at {selector.offset}"
+            drop = f" {kind} police rate {rate * 8}bit burst {value.rate.burst_bytes:.0f}b drop"
+            return f"tc filter {'del' if delete else 'add'} {where}{f' {kind.split()[0]}' if delete else drop}"
         case IngressKey(device), _:
             return f"tc qdisc {'del' if delete else 'add'} dev {device} ingress"
         case RedirectKey(device), Redirect(ifb):

@@ -1,9 +1,9 @@
 """One packet's walk through a ruleset: what each rule does to it, and what becomes of it.
 
 The walk is that of the first packet of a connection which arrives on an interface (IPv4): mangle PREROUTING, the
-table of share-type DNAT and, if that does not decide, nat PREROUTING; routing; then mangle INPUT and nat INPUT for
-what is ours, else mangle FORWARD, mangle POSTROUTING and nat POSTROUTING. The filter table is not looked at. Tests
-assert packets' fates by it; ``natgw explain`` prints it.
+table of share-type DNAT, our maps and, if neither decides, nat PREROUTING; routing; then mangle INPUT and nat INPUT
+for what is ours, else mangle FORWARD, mangle POSTROUTING, our maps and nat POSTROUTING. The filter table is not looked
+at. Tests assert packets' fates by it; ``natgw explain`` prints it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from rules.iptables import render_rule
+from rules.maps import MISSED, Asking, EntryKey, FipIn, FipOut, Hairpin, MapTable, Missed, Ports, PrefixSnat
+from rules.maps import TABLE as MAPS
 from rules.nft import Endpoint, ServiceKey
 from rules.ruleset import (
     AnyRule,
@@ -26,6 +28,7 @@ from rules.ruleset import (
     Dnat,
     Drop,
     Foreign,
+    Goto,
     InInterface,
     Jump,
     Mark,
@@ -43,6 +46,7 @@ from rules.ruleset import (
 from rules.share import Service, Services
 from rules.state import MAIN_TABLE, Actual, AddressKey, RouteEntry, RouteKey
 
+_NO_MAPS = MapTable()
 _SERVICES = ChainRef("ip kube-ovn", "service-ips")
 
 Verdict = Literal["forwarded", "local", "dropped", "no route"]
@@ -157,19 +161,28 @@ def trace(
     strict: bool = False,
     services: Services = MappingProxyType({}),
     choice: int = 0,
+    maps: MapTable = _NO_MAPS,
 ) -> Fate:
     """Walk the packet through; with ``strict`` a foreign rule on the way raises Uncertain.
 
     Of the backends of a shared DNAT (one of ``services``) the walk follows the one with the index ``choice``.
     """
-    return _Walk(packet, ruleset, host, strict=strict, services=services, choice=choice).run()
+    return _Walk(packet, ruleset, host, strict=strict, services=services, choice=choice, maps=maps).run()
 
 
 class _Walk:
     """One packet under way: what it looks like by now, and what has happened."""
 
     def __init__(
-        self, packet: Packet, ruleset: Ruleset, host: Host, *, strict: bool, services: Services, choice: int
+        self,
+        packet: Packet,
+        ruleset: Ruleset,
+        host: Host,
+        *,
+        strict: bool,
+        services: Services,
+        choice: int,
+        maps: MapTable,
     ) -> None:
         self.original = packet
         self.packet = packet
@@ -178,6 +191,7 @@ class _Walk:
         self.strict = strict
         self.services = services
         self.choice = choice
+        self.maps = maps
         self.backends: tuple[Endpoint, ...] = ()
         self.out: RouteEntry | None = None
         self.steps: list[Step] = []
@@ -219,6 +233,8 @@ class _Walk:
             for table in ("mangle", "nat"):
                 if (table, hook) == ("nat", "PREROUTING") and self.meet_service():
                     continue  # the connection is bound: no other nat chain is asked
+                if table == "nat" and self.meet_maps(hook.lower()):
+                    continue
                 if isinstance(self.pass_chain(ChainRef(table, hook)), Drop):
                     return False
         return True
@@ -243,6 +259,47 @@ class _Walk:
         self.steps.append(Step(_SERVICES, None, None, f"{_picked(service)}, here {_endpoint(address, port)}"))
         return True
 
+    def meet_maps(self, chain: str) -> bool:
+        """Whether one of our maps decides; else the packet is marked, where there are maps at all."""
+        for rule in self.maps.chains.get(chain, ()):
+            if isinstance(rule, Missed):
+                self.packet = replace(self.packet, mark=self.packet.mark | MISSED)
+                self.steps.append(Step(ChainRef(f"ip {MAPS}", chain), None, None, "in none of the maps"))
+            elif isinstance(rule, Asking) and (key := self.asks(rule)) and (target := self.maps.entries.get(key)):
+                self.translate(rule, *target)
+                return True
+        return False
+
+    def asks(self, rule: Asking) -> EntryKey | None:
+        """What the rule looks up, if it concerns the packet at all."""
+        packet, out = self.packet, self.out.interface if self.out else None
+        match rule:
+            case FipIn():
+                return EntryKey(rule.map, packet.dst)
+            case Ports():
+                return EntryKey(rule.map, packet.dst, packet.protocol, packet.dport)
+            case FipOut():
+                return EntryKey(rule.map, packet.src)
+            case PrefixSnat(interface, length):
+                network = IPv4Network((packet.src, length), strict=False)
+                return EntryKey(rule.map, str(network.network_address)) if out == interface else None
+            case Hairpin(interface, mark):
+                first = self.original.dst
+                concerned = out == interface and packet.mark & mark == mark
+                return EntryKey(rule.map, first) if concerned and self.matches(Conntrack("DNAT", first)) else None
+
+    def translate(self, rule: Asking, address: str, port: int) -> None:
+        """Give the packet what a map has for it."""
+        if isinstance(rule, FipIn | Ports):
+            self.packet = replace(self.packet, dst=address, dport=port or self.packet.dport)
+            what = f"destination becomes {_endpoint(self.packet.dst, self.packet.dport)}"
+        else:
+            self.packet = replace(self.packet, src=address)
+            what = _source_becomes(
+                address, isinstance(rule, Hairpin) or (isinstance(rule, PrefixSnat) and rule.random_fully)
+            )
+        self.steps.append(Step(ChainRef(f"ip {MAPS}", rule.map), None, None, what))
+
     def meet_foreign(self, ref: ChainRef, index: int, rule: Foreign) -> None:
         if self.strict:
             raise Uncertain(f"{ref.table} {ref.chain} rule {index + 1} is foreign: {rule.text}")
@@ -255,6 +312,9 @@ class _Walk:
             case Jump(chain):
                 self.steps.append(Step(ref, index, rule, f"on to {chain}"))
                 return self.pass_chain(ChainRef(ref.table, chain))
+            case Goto(chain):
+                self.steps.append(Step(ref, index, rule, f"on to {chain}, and not back"))
+                return self.pass_chain(ChainRef(ref.table, chain)) or Return()
             case SetMark(value, mask):
                 self.packet = replace(self.packet, mark=(self.packet.mark & ~mask) ^ value)
                 self.steps.append(Step(ref, index, rule, f"mark becomes {self.packet.mark:#x}"))
@@ -264,7 +324,7 @@ class _Walk:
                 what = f"destination becomes {_endpoint(self.packet.dst, self.packet.dport)}"
             case Snat(address, random_fully):
                 self.packet = replace(self.packet, src=address)
-                what = f"source becomes {address}, " + ("any port" if random_fully else "the same port if it is free")
+                what = _source_becomes(address, random_fully)
             case Masquerade():
                 source = self.leaving_as()
                 self.packet = replace(self.packet, src=source)
@@ -316,6 +376,10 @@ def _all_routes(host: Host) -> Iterator[tuple[str, RouteEntry]]:
     for address in host.addresses:
         if ":" not in address.address:
             yield str(IPv4Interface(address.address).network), RouteEntry(address.interface, None)
+
+
+def _source_becomes(address: str, random_fully: bool) -> str:
+    return f"source becomes {address}, " + ("any port" if random_fully else "the same port if it is free")
 
 
 def _picked(service: Service) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from gateway.arp.conflict import Conflict
 from gateway.drift import Drift, Policy
-from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeNft, FakeShaper, evidence
+from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeMaps, FakeNft, FakeShaper, evidence
 from gateway.journal import Journal
+from gateway.remembered import RememberedFirewall
 from gateway.service import Service
-from gateway.store import Store
+from gateway.store import JOURNAL_ABOVE, Store
 from gateway.transaction import Kernel
-from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedNft, WatchedShaper
+from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
 from rules.desired import ArpPolicy, Facts
 from rules.spec import GatewaySpec, Interfaces
 
@@ -106,7 +107,9 @@ class RecordingAnnouncer:
 
 def ports(kernel: FakeKernel) -> Kernel:
     """The fake kernel behind the ports of a transaction."""
-    return Kernel(FakeFirewall(kernel), FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel))
+    firewall = RememberedFirewall(FakeFirewall(kernel))
+    rest = FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel)
+    return Kernel(firewall, *rest, maps=None if kernel.no_maps else FakeMaps(kernel), memory=firewall)
 
 
 def watched(kernel: FakeKernel, watch: Watch) -> Kernel:
@@ -118,6 +121,8 @@ def watched(kernel: FakeKernel, watch: Watch) -> Kernel:
         plain.flows,
         WatchedNft(FakeNft(kernel), watch),
         WatchedShaper(FakeShaper(kernel), watch),
+        maps=WatchedMaps(plain.maps, watch) if plain.maps else None,
+        memory=plain.memory,
     )
 
 
@@ -138,6 +143,7 @@ def gateway(
     arp: ArpPolicy = "auto",
     interfaces: Interfaces | None = None,
     drift: Policy = "repair",
+    journal_above: int = JOURNAL_ABOVE,
 ) -> Gateway:
     """A started service over a fake kernel (by default one as a pod has it) and a store in ``directory``."""
     kernel = kernel or FakeKernel.gateway_pod()
@@ -146,7 +152,7 @@ def gateway(
     service = Service(
         watched(kernel, watch),
         announcer,
-        Store(directory),
+        Store(directory, journal_above=journal_above),
         clock,
         facts=Facts(arp),
         interfaces=interfaces,

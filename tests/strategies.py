@@ -27,6 +27,7 @@ from rules.ruleset import (
     DestinationPort,
     Drop,
     Foreign,
+    Goto,
     InInterface,
     Jump,
     Mark,
@@ -65,6 +66,7 @@ P = TypeVar("P", bound=Part)
 
 # Repeatable everywhere, and quick on a small machine.
 quick = settings(max_examples=60, deadline=None, derandomize=True)
+thorough = settings(quick, max_examples=200)
 
 EXTERNAL = [f"192.168.0.{n}" for n in range(20, 26)]
 INTERNAL = [f"10.0.{subnet}.{host}" for subnet in (1, 2) for host in (5, 6, 200)]
@@ -219,6 +221,7 @@ _targets: st.SearchStrategy[Target] = st.one_of(
     st.builds(ToSource, _any_address, st.booleans()),
     st.builds(SetMark, _any_bits, _any_bits),
     st.builds(Jump, st.sampled_from(CHAINS)),
+    st.builds(Goto, st.sampled_from(CHAINS)),
     st.just(Drop()),
     st.builds(Masquerade, st.booleans()),
     st.just(Return()),
@@ -234,7 +237,7 @@ foreign_rules = st.sampled_from(
         "-j ACCEPT",
         "-j REDIRECT",
         "-j MASQUERADE --random",
-        "-g SHARED_DNAT",
+        "-g NOT-A-CHAIN",
         "-j NOT-A-CHAIN",
         "-s 10.0.0.0/255.0.255.0 -j DROP",
         "! -s 10.0.0.0/8 -j DROP",

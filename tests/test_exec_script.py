@@ -44,7 +44,7 @@ STAND_IN = """
     class Service:
         spec = None
 
-        def change(self, edit, *, by, announce=()):
+        def change(self, edit, *, by, announce=(), dismiss=()):
             future = Future()
             try:
                 self.spec = edit(self.spec)

@@ -45,7 +45,12 @@ class FakeService:
     withheld: list[Future[Any]] = field(default_factory=list)
 
     def change(
-        self, edit: Callable[[GatewaySpec | None], GatewaySpec], *, by: object, announce: Collection[str] = ()
+        self,
+        edit: Callable[[GatewaySpec | None], GatewaySpec],
+        *,
+        by: object,
+        announce: Collection[str] = (),
+        dismiss: Collection[str] = (),
     ) -> Future[Any]:
         self.asked.append((str(by), tuple(announce)))
         future: Future[Any] = Future()

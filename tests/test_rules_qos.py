@@ -247,7 +247,7 @@ def test_somebody_elses_filters_keep_the_ingress_qdisc() -> None:
 
 # What Kube-OVN's script leaves: the example of two EIPs, one prefix and one limit of all.
 SCRIPTS: dict[Key, Value] = {
-    RootKey("net1"): Htb(0x9999),
+    RootKey("net1"): Htb(0x9999, ours=False),
     ClassKey("net1", 0x9999): Rate(1_250_000_000, 20),
     ClassKey("net1", 0x5030): Rate(1_250_000, 131_072_000),
     ClassKey("net1", 0x8123): Rate(2_500_000, 131_072_000),
@@ -272,9 +272,25 @@ def test_the_scripts_own_tree_is_taken_over_class_by_class() -> None:
         assert of_eip is not None
         assert of_eip.rate == 1_250_000
     assert steps(with_limits(*found), objects) == []
-    assert objects[RootKey("net1")] == Htb(0x9999)
-    assert ClassKey("net1", 0x9999) not in objects, "what no limit claims is not limited"
-    assert {k.minor for k in objects if isinstance(k, ClassKey)} == {0x5030, 0x8123, 0xFF03}
+    assert objects[RootKey("net1")] == Htb(0x9999, ours=False)
+    assert {k.minor for k in objects if isinstance(k, ClassKey)} == {0x5030, 0x8123, 0xFF03, 0x9999}
+    left = applied(GatewaySpec(), objects)
+    assert [left[key] for key in (RootKey("net1"), ClassKey("net1", 0x9999))] == list(SCRIPTS.values())[:2]
+    assert {k.minor for k in left if isinstance(k, ClassKey)} == {0x9999}, "an adopted tree stays, its limits go"
+
+
+def test_an_adopted_limit_leaves_the_class_of_what_no_limit_claims() -> None:
+    """The script's class ids can hit 0x9999, so that one address's limit is everybody's."""
+    root, everybody = RootKey("net1"), ClassKey("net1", 0x9999)
+    where = FilterKey("net1", 2, ROOT_TABLE, 0, 0x999)
+    hit: dict[Key, Value] = {root: SCRIPTS[root], everybody: Rate(1_250_000, 131_072_000)}
+    hit[where] = Classify((Selector(0x0A0071EE, 0xFFFFFFFF, 12),), 0x9999)
+    found = qos.recovered(hit, Interfaces())
+    assert [str(limit) for limit in found] == ["egress limit 2 of net1 src 10.0.113.238/32: 10 Mbit/s"]
+    objects = applied(with_limits(*found), hit)
+    assert everybody not in objects
+    assert class_of(objects, "net1", "10.0.113.238", "198.51.100.9") == Rate(1_250_000, 131_072_000)
+    assert class_of(objects, "net1", "10.0.113.1", "198.51.100.9") is None
 
 
 def test_no_limit_gets_the_class_of_an_adopted_roots_default() -> None:

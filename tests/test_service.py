@@ -10,6 +10,7 @@ import pytest
 from gateway.fake import FakeKernel
 from gateway.ports import Refused
 from gateway.service import Edit, Outcome, Service
+from gateway.status import FastpathStatus
 from rules import commands as c
 from rules.edit import Conflict, NotInitialized, edit_all
 from rules.flows import Flow
@@ -269,3 +270,21 @@ def test_a_surprise_while_catching_up_does_not_end_the_writer(pod: Gateway) -> N
     run(pod.service, c.Init())
     assert pod.service.ready
     assert AddressKey("net1", "192.168.0.10/24") in pod.kernel.addresses
+
+
+def test_it_says_once_whether_maps_decide_and_why_not(tmp_path: Path) -> None:
+    kernel = FakeKernel.gateway_pod()
+    kernel.no_maps = ""
+    made = gateway(tmp_path, kernel)
+    service = made.service
+    assert not service.status().fastpath.on
+    service.change(lambda _: example(), by="test").result(timeout=10)
+    assert service.status().fastpath == FastpathStatus(on=True)
+    kernel.no_maps = "another rule may come ahead of ours: nft table ip theirs, chain prerouting"
+    for _ in range(2):
+        service.change(lambda _: example(), by="test").result(timeout=10)
+        assert service.status().fastpath == FastpathStatus(on=False, reason=kernel.no_maps)
+        assert not kernel.maps.stands
+    told = [event.what for event in service.journal.events() if event.kind == "fastpath"]
+    assert told == ["maps decide ahead of the chains", f"the chains decide alone: {kernel.no_maps}"]
+    service.close()

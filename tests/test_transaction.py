@@ -18,9 +18,18 @@ from tests.gateway_kit import example, ports
 AUTO = Facts("auto")
 
 
+@pytest.fixture(params=["chains alone", "maps ahead"])
+def kernel(request: pytest.FixtureRequest) -> FakeKernel:
+    """A pod, in which maps can stand or not."""
+    made = FakeKernel.gateway_pod()
+    made.no_maps = "" if request.param == "maps ahead" else "chains alone"
+    return made
+
+
 def state_of(kernel: FakeKernel) -> tuple[object, ...]:
     """Everything a transaction may change, with the order of chains and addresses left out."""
-    return copy.deepcopy((kernel.chains, kernel.addresses, kernel.routes, kernel.links, kernel.nft, dict(kernel.tc)))
+    parts = (kernel.chains, kernel.addresses, kernel.routes, kernel.links, kernel.nft, kernel.maps, dict(kernel.tc))
+    return copy.deepcopy(parts)
 
 
 class FailAt:
@@ -36,8 +45,7 @@ class FailAt:
             raise Refused(step, "No space left on device", retryable=True)
 
 
-def test_apply_makes_the_kernel_as_wanted_and_the_second_apply_is_empty() -> None:
-    kernel = FakeKernel.gateway_pod()
+def test_apply_makes_the_kernel_as_wanted_and_the_second_apply_is_empty(kernel: FakeKernel) -> None:
     assert transaction.apply(ports(kernel), example(), AUTO).plan
     writes = kernel.writes
     assert not transaction.apply(ports(kernel), example(), AUTO).plan
@@ -80,8 +88,8 @@ def test_arp_policy_on_never_touches_arp() -> None:
     assert kernel.chains[ARP_GUARD] == ()
 
 
-def test_a_refusal_at_any_step_leaves_the_kernel_as_it_was() -> None:
-    total = FakeKernel.gateway_pod()
+def test_a_refusal_at_any_step_leaves_the_kernel_as_it_was(kernel: FakeKernel) -> None:
+    total, no_maps = kernel, kernel.no_maps
     transaction.apply(ports(total), GatewaySpec(), AUTO)
     begin = total.writes
     transaction.apply(ports(total), example(), AUTO)
@@ -89,6 +97,7 @@ def test_a_refusal_at_any_step_leaves_the_kernel_as_it_was() -> None:
     assert steps >= 6
     for n in range(1, steps + 1):
         kernel = FakeKernel.gateway_pod()
+        kernel.no_maps = no_maps
         transaction.apply(ports(kernel), GatewaySpec(), AUTO)
         before = state_of(kernel)
         kernel.faults = FailAt(n)
@@ -97,9 +106,11 @@ def test_a_refusal_at_any_step_leaves_the_kernel_as_it_was() -> None:
         assert state_of(kernel) == before, f"step {n}"
 
 
-def test_a_refusal_while_removing_leaves_the_kernel_as_it_was() -> None:
+def test_a_refusal_while_removing_leaves_the_kernel_as_it_was(kernel: FakeKernel) -> None:
+    no_maps = kernel.no_maps
     for n in range(1, 6):
         kernel = FakeKernel.gateway_pod()
+        kernel.no_maps = no_maps
         transaction.apply(ports(kernel), example(), AUTO)
         before = transaction.read(ports(kernel))
         kernel.faults = FailAt(n)

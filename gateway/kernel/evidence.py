@@ -159,4 +159,4 @@ def evidence(variant: Variant, events: Events) -> Mapping[Domain, Evidence]:
     """What to watch of a namespace whose iptables are of this variant; for the writer's thread."""
     generation = _Generation()
     chains: Evidence = generation if variant == "nft" else _LegacySizes()
-    return {"chains": chains, "links": events.links, "nft": generation, "tc": events.tc}
+    return {"chains": chains, "links": events.links, "maps": generation, "nft": generation, "tc": events.tc}

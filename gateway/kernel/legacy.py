@@ -7,31 +7,56 @@ through ``iptables-legacy-save``, which takes 10 ms for 10,000 rules where pytho
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 from gateway.kernel import restore
 from gateway.kernel.libiptc import LegacyTable, TableError
-from gateway.ports import Refused, Variant
-from rules.iptables import render_restore
-from rules.ruleset import AnyRule, ChainEdit, Foreign, InsertRule, ReplaceRules, Ruleset
+from gateway.kernel.xtables import Lock, Tables
+from gateway.ports import Moved, Refused, Variant
+from rules.iptables import parse_save, render_restore
+from rules.ruleset import (
+    BUILTIN,
+    AnyRule,
+    ChainEdit,
+    ChainRef,
+    DeleteChain,
+    DeleteRule,
+    Foreign,
+    InsertRule,
+    NewChain,
+    ReplaceRules,
+    Rules,
+    Ruleset,
+)
 
+Chains = Mapping[ChainRef, Rules]
 FEW_RULES = 20  # so many python-iptables builds in the time that it takes to start a program
-_LOCK_POLL = 0.01  # seconds
 
 
 class LegacyFirewall:
-    """``gateway.ports.Firewall`` for the legacy variant, in the thread's network namespace."""
+    """``gateway.ports.Firewall`` for the legacy variant, in the thread's network namespace.
+
+    Also a ``gateway.remembered.EvidentFirewall``. Its evidence are a table's sizes and whether somebody opened the
+    lock: it misses what leaves all sizes as they are and is done without iptables' lock.
+    """
 
     variant: Variant = "legacy"
 
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._tables = Tables()
+        self._has_equals: dict[str, bool] = {}
+
     def read(self, tables: Collection[str]) -> Ruleset:
         """The named tables; reading one loads it."""
-        return restore.read(self.variant, tables)
+        chains: dict[ChainRef, Rules] = {}
+        for table in tables:
+            text = restore.save(self.variant, table)
+            rules = [line for line in text.splitlines() if line.startswith("-A")]
+            self._has_equals[table] = len(set(rules)) != len(rules)
+            chains |= {ChainRef(table, chain): () for chain in BUILTIN[table]} | dict(parse_save(text).chains)
+        return Ruleset(chains)
 
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         """Commit the edits of one table as one change; raises Refused, and nothing has changed then.
@@ -39,9 +64,87 @@ class LegacyFirewall:
         Refused is retryable if somebody held the xtables lock all the time, or changed the table in spite of it.
         """
         if _few(edits):
-            _edit_in_process(table, edits)
+            self._edit_in_process(table, edits, None)
         else:
             restore.edit(self.variant, table, edits)
+
+    def evidence(self, table: str) -> Hashable | None:
+        """The table's sizes, and how often others opened the lock."""
+        opened, info = self._lock.opened(), self._tables.info(table)
+        return None if opened is None or info is None else (opened, info)
+
+    def edit_if(self, table: str, standing: Chains, edits: Sequence[ChainEdit], evidence: Hashable) -> Hashable | None:
+        """``edit``, if the evidence holds; see ``gateway.remembered``."""
+        if not _few(edits):
+            # Others may come between a look and the tool, which takes the lock for itself.
+            restore.edit(self.variant, table, edits)
+            return None
+        return self._edit_in_process(table, edits, _Expected(evidence, standing, _entries(standing, edits)))
+
+    def _edit_in_process(self, table: str, edits: Sequence[ChainEdit], expected: _Expected | None) -> Hashable | None:
+        step = f"edit table {table}"
+        try:
+            # What could not be written as text shall not be written at all; and errors are told in the tool's words.
+            lines = [render_restore(table, [edit]).splitlines()[1] for edit in edits]
+        except ValueError as error:
+            raise Refused(step, str(error), retryable=False) from error
+        with self._lock.held(step, restore.LOCK_SECONDS):
+            before = self._tables.info(table)
+            if expected is not None and not self._still(table, expected):
+                raise Moved(table)
+            # By the rule, a rule is deleted or nothing is, whatever evidence did not tell; but of equals the first one.
+            by_rule = expected is not None and not self._has_equals.get(table, True)
+            try:
+                with LegacyTable(table) as copy:
+                    for edit, line in zip(edits, lines, strict=True):
+                        step = f"edit table {table}: {line}"
+                        copy.apply(edit, by_rule=by_rule)
+                    step = f"edit table {table}"
+                    copy.commit()
+            except TableError as error:
+                if by_rule and not error.retryable:
+                    raise Moved(table) from error  # unseen: the reading is to be taken anew before anybody is told
+                raise Refused(step, str(error), retryable=error.retryable) from error
+            after = self._tables.info(table)
+            if expected is None or before is None or after is None or after.entries != before.entries + expected.more:
+                return None
+            return self.evidence(table)
+
+    def _still(self, table: str, expected: _Expected) -> bool:
+        """Whether the table is what an edit is for; the lock is held, so it stays that."""
+        # Others may have had the lock for nothing that matters here.
+        return self.evidence(table) == expected.evidence or self.read([table]).chains == expected.standing
+
+
+class _Expected(NamedTuple):
+    """What an edit was made for, and how many entries the table has more after it."""
+
+    evidence: Hashable
+    standing: Chains
+    more: int
+
+
+def _entries(standing: Chains, edits: Sequence[ChainEdit]) -> int:
+    """How many entries a table gets more by these edits; a chain is two of them, besides its rules."""
+    lengths = {ref: len(rules) for ref, rules in standing.items()}
+    more = 0
+    for edit in edits:
+        ref, before = edit.ref, lengths.get(edit.ref, 0)
+        match edit:
+            case NewChain():
+                more += 2
+                lengths[ref] = 0
+            case DeleteChain():
+                more -= 2 + before
+                lengths[ref] = 0
+            case ReplaceRules(_, rules):
+                more += len(rules) - before
+                lengths[ref] = len(rules)
+            case InsertRule():
+                more, lengths[ref] = more + 1, before + 1
+            case DeleteRule():
+                more, lengths[ref] = more - 1, before - 1
+    return more
 
 
 def _few(edits: Sequence[ChainEdit]) -> bool:
@@ -54,52 +157,3 @@ def _few(edits: Sequence[ChainEdit]) -> bool:
             case ReplaceRules():
                 rules += edit.rules
     return len(rules) <= FEW_RULES and not any(isinstance(rule, Foreign) for rule in rules)
-
-
-def _edit_in_process(table: str, edits: Sequence[ChainEdit]) -> None:
-    step = f"edit table {table}"
-    try:
-        # What could not be written as text shall not be written at all; and errors are told in the tool's words.
-        lines = [render_restore(table, [edit]).splitlines()[1] for edit in edits]
-    except ValueError as error:
-        raise Refused(step, str(error), retryable=False) from error
-    with _xtables_lock(step):
-        try:
-            with LegacyTable(table) as copy:
-                for edit, line in zip(edits, lines, strict=True):
-                    step = f"edit table {table}: {line}"
-                    copy.apply(edit)
-                step = f"edit table {table}"
-                copy.commit()
-        except TableError as error:
-            raise Refused(step, str(error), retryable=error.retryable) from error
-
-
-@contextmanager
-def _xtables_lock(step: str) -> Iterator[None]:
-    """The lock that iptables takes (its file: iptables(8), XTABLES_LOCKFILE); raises Refused if others keep it."""
-    path = os.environ.get("XTABLES_LOCKFILE", "/run/xtables.lock")
-    try:
-        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Refused(step, f"{path}: {error.strerror}", retryable=False) from error
-    try:
-        deadline = time.monotonic() + restore.LOCK_SECONDS
-        while not _locked(lock):
-            if time.monotonic() > deadline:
-                words = f"another program has held the xtables lock for {restore.LOCK_SECONDS} s"
-                raise Refused(step, words, retryable=True)
-            time.sleep(_LOCK_POLL)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EINTR):
-            return False
-        raise
-    return True

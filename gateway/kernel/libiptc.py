@@ -30,6 +30,7 @@ from rules.ruleset import (
     Dnat,
     Drop,
     Foreign,
+    Goto,
     InInterface,
     InsertRule,
     Jump,
@@ -40,6 +41,7 @@ from rules.ruleset import (
     OutInterface,
     ReplaceRules,
     Return,
+    Rule,
     SetMark,
     Snat,
     Source,
@@ -85,8 +87,8 @@ class LegacyTable:
         # What was not committed is forgotten.
         self._table.close()
 
-    def apply(self, edit: ChainEdit) -> None:
-        """Make one edit in memory; raises TableError."""
+    def apply(self, edit: ChainEdit, *, by_rule: bool = False) -> None:
+        """Make one edit in memory; raises TableError. ``by_rule``: delete by what a rule says, not by its number."""
         table, chain = self._table, edit.ref.chain
         with _translated():
             match edit:
@@ -98,7 +100,7 @@ class LegacyTable:
                 case InsertRule(_, index, rule):
                     table.insert_entry(chain, self._built(rule).rule, index)
                 case DeleteRule(ref, index, rule):
-                    self._delete(ref, index, rule)
+                    self._delete(ref, index, rule, by_rule=by_rule)
                 case ReplaceRules(_, rules):
                     table.flush_entries(chain)
                     for rule in rules:
@@ -109,8 +111,8 @@ class LegacyTable:
         with _translated():
             self._table.commit()
 
-    def _delete(self, ref: ChainRef, index: int, rule: AnyRule) -> None:
-        if ref.chain in BUILTIN[ref.table]:
+    def _delete(self, ref: ChainRef, index: int, rule: AnyRule, *, by_rule: bool) -> None:
+        if ref.chain in BUILTIN[ref.table] or (by_rule and isinstance(rule, Rule)):
             # Others insert and delete here, too, and numbers shift: the rule itself is meant.
             built = self._built(rule)
             self._table.delete_entry(ref.chain, built.rule, built.mask)
@@ -168,6 +170,8 @@ def _set_target(built: _Rule, target: Target) -> None:
     match target:
         case Jump(chain):
             built.create_target(chain)
+        case Goto(chain):
+            built.create_target(chain, goto=True)
         case Drop():
             built.create_target("DROP")
         case Dnat(address, port):

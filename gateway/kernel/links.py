@@ -1,8 +1,8 @@
 """Interfaces, addresses, routes and routing rules of the thread's network namespace, over rtnetlink.
 
-Reading takes one dump of each kind and picks out what the gateway speaks of; writing sends runs of equal
-steps in one datagram. Everything written bears the gateway's mark: addresses a label and IFA_PROTO, routes
-and rules their protocol number. Messages: rtnetlink(7), linux/if_addr.h, linux/rtnetlink.h, linux/if_link.h.
+Reading is ``link_reading``'s; writing sends runs of equal steps in one datagram. Everything written bears the
+gateway's mark: addresses a label and IFA_PROTO, routes and rules their protocol number. Messages: rtnetlink(7),
+linux/if_addr.h, linux/rtnetlink.h, linux/if_link.h.
 
 What the kernel does by itself and the driver must live with: deleting the last IPv4 address of an interface
 also deletes every IPv4 route through that interface, on-link ones included (IPv6 routes stay); deleting a
@@ -14,11 +14,10 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from itertools import groupby
-from typing import Any
 
 from pyroute2.netlink import nlmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
@@ -27,6 +26,22 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from gateway.kernel import devices, fibrules, sysctl
 from gateway.kernel.described import described
+from gateway.kernel.link_reading import (
+    FAMILY,
+    IFF_NOARP,
+    IFLA_AF_SPEC,
+    IFLA_INET_CONF,
+    IPV4_DEVCONF_PROMOTE_SECONDARIES,
+    METRIC,
+    RTM_GETROUTE,
+    RTN_UNICAST,
+    Dumps,
+    Events,
+    Names,
+    News,
+    hop,
+    message,
+)
 from gateway.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -34,17 +49,11 @@ from gateway.kernel.netlink import (
     Message,
     Netlink,
     NetlinkError,
-    attributes,
-    body,
-    text,
-    u32,
 )
 from gateway.ports import Hop, LinksReading, Refused
-from rules.ruleset import Family
 from rules.state import (
     ADDRESS_LABEL_SUFFIX,
     ADDRESS_PROTOCOL,
-    ROUTE_PROTOCOL,
     AddAddress,
     AddDevice,
     AddPolicyRule,
@@ -53,9 +62,7 @@ from rules.state import (
     DeleteDevice,
     DeletePolicyRule,
     DeleteRoute,
-    LinkState,
     LinkStep,
-    PolicyRule,
     ReplaceRoute,
     RouteEntry,
     RouteKey,
@@ -66,32 +73,14 @@ from rules.state import (
     SetUp,
 )
 
-_RTM_GETLINK, _RTM_SETLINK = 18, 19
-_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
-_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
+_RTM_SETLINK = 19
+_RTM_NEWADDR, _RTM_DELADDR = 20, 21
+_RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 
 _IFF_UP = 0x1
-_IFF_NOARP = 0x80
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_AF_SPEC = 1, 3, 4, 26
-_IFLA_INET_CONF = 1
-_IPV4_DEVCONF_PROMOTE_SECONDARIES = 20
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_PROTO = 1, 2, 3, 11
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
-_RTA_PREFSRC = 7
-_RT_TABLE_LOCAL = 255
-_RTN_UNICAST = 1
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
 _RTNH_F_ONLINK = 4
-_RTM_F_CLONED = 0x200
-_IP6_RT_PRIO_USER = 1024  # the metric IPv6 gives a route for which none is named
 _LABEL_MAX = 15  # IFNAMSIZ without the terminating zero
-
-_IFINFO = struct.Struct("=BxHiII")  # family, device type, index, flags, change mask
-_IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
-_RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
-
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-_METRIC = {socket.AF_INET: 0, socket.AF_INET6: _IP6_RT_PRIO_USER}
 
 # What another try may find changed: a link that came, came up, or got its subnet; a table that was busy.
 _PASSING = {
@@ -119,45 +108,60 @@ class KernelLinks:
 
     def __init__(self) -> None:
         self._netlink = Netlink(socket.NETLINK_ROUTE)
+        self._dumps = Dumps(self._netlink)
+        self._events = Events()
+        self._known: LinksReading | None = None
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Give the sockets back."""
         self._netlink.close()
+        self._events.close()
+
+    def forget(self) -> None:
+        """Read everything anew the next time."""
+        self._known = None
 
     def read(self) -> LinksReading:
         """Links, IPv4 addresses, unicast routes without a metric (IPv6: the default one), policy rules, settings.
 
-        Routes with several next hops, a TOS or a metric are not in the gateway's vocabulary and are left out.
+        Routes with several next hops, a TOS or a metric are not in the gateway's vocabulary and are left out. After
+        the first reading only what the kernel tells of is read again: 1,000 addresses take 25 ms. Of settings of
+        others it tells nothing.
         """
+        names = {state.index: name for name, state in self._known.links.items()} if self._known else {}
         try:
-            links = self._links()
-            names = {state.index: name for name, state in links.items()}
-            addresses = self._addresses(names)
-            routes: dict[RouteKey, RouteEntry] = {}
-            for family in _FAMILY.values():
-                routes |= self._routes(family, names)
-            policy_rules = frozenset((*self._policy_rules(4), *self._policy_rules(6)))
+            news = self._events.news(names)  # before the dumps, so that none is missed
+            if self._known is None or news.anything:
+                self._known = self._all()
+            elif news != News():
+                self._known = self._followed(self._known, news, names)
         except OSError as error:
+            self._known = None
             raise _refused("read the links", error) from error
-        return LinksReading(links, addresses, routes, policy_rules, sysctl.read(sysctl.forwarding(links)))
+        return self._known
 
-    def _links(self) -> dict[str, LinkState]:
-        found: dict[str, LinkState] = {}
-        ports: dict[str, int] = {}
-        for message in self._netlink.dump(_message(ifinfmsg, _RTM_GETLINK, family=socket.AF_UNSPEC)):
-            name, state, master = _link(message)
-            found[name] = state
-            if master is not None:
-                ports[name] = master
-        names = {state.index: name for name, state in found.items()}
-        return found | {name: replace(found[name], master=names.get(master)) for name, master in ports.items()}
+    def _all(self) -> LinksReading:
+        links = self._dumps.links()
+        names = {state.index: name for name, state in links.items()}
+        addresses, routes = self._dumps.addresses(names), self._dumps.routes(names)
+        settings = sysctl.read(sysctl.forwarding(links))
+        return LinksReading(links, addresses, routes, self._dumps.policy_rules(), settings)
 
-    def _policy_rules(self, family: Family) -> Iterator[PolicyRule]:
-        try:
-            yield from map(fibrules.parse, self._netlink.dump(fibrules.everything(family)))
-        except OSError as error:
-            if error.errno != errno.EAFNOSUPPORT:  # a kernel without IPv6
-                raise
+    def _followed(self, known: LinksReading, news: News, names: Names) -> LinksReading:
+        """The reading with what happened to it."""
+        if news.addresses:
+            addresses = dict(known.addresses)
+            for key, ours in news.addresses.items():
+                if ours is None:
+                    addresses.pop(key, None)
+                else:
+                    addresses[key] = ours
+            known = replace(known, addresses=addresses)
+        if news.routes:
+            known = replace(known, routes=self._dumps.routes(names))
+        if news.policy_rules:
+            known = replace(known, policy_rules=self._dumps.policy_rules())
+        return known
 
     def lookup(self, destination: str, within: str | None = None) -> Hop:
         """Where the host would send a packet of its own to an address, and from which address (``ip route get``)."""
@@ -168,38 +172,13 @@ class KernelLinks:
             if within:
                 attrs.append(("RTA_OIF", socket.if_nametoindex(within)))
             length = address.max_prefixlen
-            family = _FAMILY[address.version]
-            said = self._netlink.get(_message(rtmsg, _RTM_GETROUTE, attrs=attrs, family=family, dst_len=length))
+            family = FAMILY[address.version]
+            said = self._netlink.get(message(rtmsg, RTM_GETROUTE, attrs=attrs, family=family, dst_len=length))
             if said is None:
                 raise Refused(step, "the kernel said nothing", retryable=True)
-            return _hop(said)
+            return hop(said)
         except OSError as error:
             raise _refused(step, error) from error
-
-    def _addresses(self, names: dict[int, str]) -> dict[AddressKey, bool]:
-        found: dict[AddressKey, bool] = {}
-        for entry in self._netlink.dump(_message(ifaddrmsg, _RTM_GETADDR, family=socket.AF_INET)):
-            _, length, _, _, index = _IFADDR.unpack_from(entry)
-            said = attributes(entry, _IFADDR.size)
-            local = said.get(_IFA_LOCAL, said.get(_IFA_ADDRESS))
-            if local is None or index not in names:
-                continue
-            ours = (_IFA_LABEL in said and text(said[_IFA_LABEL]).endswith(ADDRESS_LABEL_SUFFIX)) or (
-                _IFA_PROTO in said and said[_IFA_PROTO][0] == ADDRESS_PROTOCOL
-            )
-            found[AddressKey(names[index], f"{socket.inet_ntoa(local)}/{length}")] = ours
-        return found
-
-    def _routes(self, family: int, names: dict[int, str]) -> dict[RouteKey, RouteEntry]:
-        found: dict[RouteKey, RouteEntry] = {}
-        for message in self._netlink.dump(_message(rtmsg, _RTM_GETROUTE, family=family)):
-            if (route := _route(message, names)) is None:
-                continue
-            key, entry = route
-            # IPv6 can hold two of one metric, say one learned from a router advertisement: ours is the one to see.
-            if key not in found or entry.protocol == ROUTE_PROTOCOL:
-                found[key] = entry
-        return found
 
     def commit(self, steps: Sequence[LinkStep]) -> None:
         """Apply the steps in order; wanting what is so already is a success.
@@ -208,6 +187,8 @@ class KernelLinks:
         same kind that follow it without another kind in between, for they travel together; no step of a
         later kind was tried.
         """
+        if not all(isinstance(step, AddAddress | DeleteAddress | ReplaceRoute | DeleteRoute) for step in steps):
+            self._known = None  # the kernel does not tell of everything that these bring along
         for _, run in groupby(steps, type):
             self._run(list(run))
 
@@ -277,65 +258,6 @@ def _index(name: str) -> int | None:
         return None
 
 
-# Reading.
-
-
-def _link(message: memoryview) -> tuple[str, LinkState, int | None]:
-    """Name, state, and the index of the master."""
-    _, _, index, flags, _ = _IFINFO.unpack_from(message)
-    said = attributes(message, _IFINFO.size)
-    mac = bytes(said[_IFLA_ADDRESS]).hex(":") if _IFLA_ADDRESS in said else ""
-    state = LinkState(
-        index=index,
-        mac=mac,
-        up=bool(flags & _IFF_UP),
-        arp=not flags & _IFF_NOARP,
-        mtu=u32(said[_IFLA_MTU]) if _IFLA_MTU in said else 0,
-        promote_secondaries=_promotes(said),
-        device=devices.parse(said),
-    )
-    return text(said[_IFLA_IFNAME]), state, devices.master_index(said)
-
-
-def _promotes(said: dict[int, memoryview]) -> bool:
-    """IFLA_AF_SPEC / AF_INET / IFLA_INET_CONF is an array of numbers, that of a setting at its number less one."""
-    inet = attributes(said[_IFLA_AF_SPEC]).get(socket.AF_INET) if _IFLA_AF_SPEC in said else None
-    conf = attributes(inet).get(_IFLA_INET_CONF) if inet is not None else None
-    at = 4 * (_IPV4_DEVCONF_PROMOTE_SECONDARIES - 1)
-    return conf is not None and len(conf) >= at + 4 and u32(conf[at:]) != 0
-
-
-def _route(message: memoryview, names: dict[int, str]) -> tuple[RouteKey, RouteEntry] | None:
-    family, length, _, tos, table, protocol, _, kind, flags = _RTMSG.unpack_from(message)
-    if kind != _RTN_UNICAST or tos or flags & _RTM_F_CLONED:
-        return None
-    said = attributes(message, _RTMSG.size)
-    metric = u32(said[_RTA_PRIORITY]) if _RTA_PRIORITY in said else 0
-    where = u32(said[_RTA_TABLE]) if _RTA_TABLE in said else table
-    if where == _RT_TABLE_LOCAL or metric != _METRIC.get(family) or _RTA_OIF not in said:
-        return None
-    name = names.get(u32(said[_RTA_OIF]))
-    if name is None:
-        return None
-    prefix = socket.inet_ntop(family, said[_RTA_DST]) if _RTA_DST in said else _any(family)
-    via = socket.inet_ntop(family, said[_RTA_GATEWAY]) if _RTA_GATEWAY in said else None
-    return RouteKey(f"{prefix}/{length}", where), RouteEntry(name, via, bool(flags & _RTNH_F_ONLINK), protocol)
-
-
-def _hop(message: memoryview) -> Hop:
-    family, _, _, _, _, _, _, kind, _ = _RTMSG.unpack_from(message)
-    said = attributes(message, _RTMSG.size)
-    if kind != _RTN_UNICAST or _RTA_OIF not in said:
-        raise OSError(errno.EHOSTUNREACH, "not an address of another host")
-    source = socket.inet_ntop(family, said[_RTA_PREFSRC]) if _RTA_PREFSRC in said else None
-    via = socket.inet_ntop(family, said[_RTA_GATEWAY]) if _RTA_GATEWAY in said else None
-    return Hop(socket.if_indextoname(u32(said[_RTA_OIF])), source, via)
-
-
-def _any(family: int) -> str:
-    return "0.0.0.0" if family == socket.AF_INET else "::"
-
-
 # Writing.
 
 
@@ -344,18 +266,7 @@ class _InetConf(nlmsg):  # type: ignore[misc]  # pyroute2 is untyped
 
     prefix = "IFLA_"
     fields = ifinfmsg.fields
-    nla_map = ((_IFLA_AF_SPEC, "IFLA_AF_SPEC", "cdata"),)
-
-
-def _message(
-    kind: Any, number: int, *, how: int = 0, attrs: Sequence[tuple[str, object]] = (), **fields: int
-) -> Message:
-    """A request of a pyroute2 message class; ``how`` are flags of the netlink header."""
-    message = kind()
-    for name, value in fields.items():
-        message[name] = value
-    message["attrs"] = list(attrs)
-    return Message(number, how, body(message))
+    nla_map = ((IFLA_AF_SPEC, "IFLA_AF_SPEC", "cdata"),)
 
 
 def _request(step: LinkStep, index: int) -> Message:  # noqa: PLR0911, PLR0912 -- one a step
@@ -373,13 +284,13 @@ def _request(step: LinkStep, index: int) -> Message:  # noqa: PLR0911, PLR0912 -
         case DeleteRoute(key, entry):
             return _route_request(_RTM_DELROUTE, key, entry, index, 0)
         case SetArp(_, on):
-            return _message(ifinfmsg, _RTM_SETLINK, index=index, flags=0 if on else _IFF_NOARP, change=_IFF_NOARP)
+            return message(ifinfmsg, _RTM_SETLINK, index=index, flags=0 if on else IFF_NOARP, change=IFF_NOARP)
         case SetPromoteSecondaries(_, on):
-            setting = _nested(_IPV4_DEVCONF_PROMOTE_SECONDARIES, struct.pack("=I", on))
-            spec = _nested(socket.AF_INET, _nested(_IFLA_INET_CONF, setting))
-            return _message(_InetConf, _RTM_SETLINK, index=index, attrs=[("IFLA_AF_SPEC", spec)])
+            setting = _nested(IPV4_DEVCONF_PROMOTE_SECONDARIES, struct.pack("=I", on))
+            spec = _nested(socket.AF_INET, _nested(IFLA_INET_CONF, setting))
+            return message(_InetConf, _RTM_SETLINK, index=index, attrs=[("IFLA_AF_SPEC", spec)])
         case SetUp(_, on):
-            return _message(ifinfmsg, _RTM_SETLINK, index=index, flags=_IFF_UP if on else 0, change=_IFF_UP)
+            return message(ifinfmsg, _RTM_SETLINK, index=index, flags=_IFF_UP if on else 0, change=_IFF_UP)
         case AddPolicyRule(rule):
             return fibrules.addition(rule)
         case DeletePolicyRule(rule):
@@ -399,25 +310,25 @@ def _nested(kind: int, payload: bytes) -> bytes:
 def _address(number: int, key: AddressKey, index: int, how: int, marks: Sequence[tuple[str, object]]) -> Message:
     address, _, length = key.address.partition("/")
     attrs = [("IFA_LOCAL", address), ("IFA_ADDRESS", address), *marks]
-    return _message(ifaddrmsg, number, how=how, attrs=attrs, family=socket.AF_INET, prefixlen=int(length), index=index)
+    return message(ifaddrmsg, number, how=how, attrs=attrs, family=socket.AF_INET, prefixlen=int(length), index=index)
 
 
 def _route_request(number: int, key: RouteKey, entry: RouteEntry, index: int, how: int) -> Message:
     network = ip_network(key.prefix)
-    family = _FAMILY[network.version]
+    family = FAMILY[network.version]
     attrs: list[tuple[str, object]] = [("RTA_OIF", index)]
     if network.prefixlen:
         attrs.append(("RTA_DST", str(network.network_address)))
     attrs.append(("RTA_TABLE", key.table))
     if entry.via:
         attrs.append(("RTA_GATEWAY", entry.via))
-    if _METRIC[family]:
-        attrs.append(("RTA_PRIORITY", _METRIC[family]))
+    if METRIC[family]:
+        attrs.append(("RTA_PRIORITY", METRIC[family]))
     if number == _RTM_DELROUTE:
         scope = _RT_SCOPE_NOWHERE  # any
     else:
         scope = _RT_SCOPE_UNIVERSE if entry.via or family == socket.AF_INET6 else _RT_SCOPE_LINK
-    return _message(
+    return message(
         rtmsg,
         number,
         how=how,
@@ -427,6 +338,6 @@ def _route_request(number: int, key: RouteKey, entry: RouteEntry, index: int, ho
         table=key.table if key.table < 256 else 0,
         proto=entry.protocol,
         scope=scope,
-        type=_RTN_UNICAST,
+        type=RTN_UNICAST,
         flags=_RTNH_F_ONLINK if entry.onlink else 0,
     )

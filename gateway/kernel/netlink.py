@@ -28,6 +28,7 @@ _NLM_F_DUMP_INTR = 0x10
 _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
+_SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h: both architectures of the image
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
@@ -39,6 +40,7 @@ _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _TYPE_MASK = 0x3FFF  # the upper bits say "nested" and "network byte order"
 _DATAGRAM = 1 << 18
 _RECEIVE_BUFFER = 1 << 22
+_SEND_BUFFER = 1 << 16  # less than a socket takes without being asked
 _BATCH = 128  # as many acknowledgements as surely fit the receive buffer, even where it may not be enlarged
 _TIMEOUT = 10.0  # seconds; the kernel answers within the call, this only bounds a wait for an answer that was lost
 _DUMP_TRIES = 5
@@ -104,6 +106,32 @@ class Netlink:
                     if kind == _NLMSG_ERROR and first <= sequence <= self._sequence:
                         answers[sequence] = _error(flags, said)
         return [answers[first + i] for i in range(len(messages))]
+
+    def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> list[memoryview | None]:
+        """Send the messages as one batch between two others, which the kernel takes whole or not at all.
+
+        Returns for each message the object that the kernel echoed (NLM_F_ECHO). Raises OSError with the errno and the
+        words of the first that it refused, or of ``begin``.
+        """
+        opening = self._sequence + 1
+        datagram = self._encoded(begin, 0)
+        datagram += b"".join(self._encoded(message, NLM_F_ACK) for message in messages) + self._encoded(end, 0)
+        answers: dict[int, NetlinkError | None] = {}
+        echoed: dict[tuple[int, int], memoryview] = {}
+        with self._conversation() as talk:
+            if len(datagram) > _SEND_BUFFER:
+                _try_option(talk, socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(datagram))
+            talk.send(datagram)
+            while len(answers) < len(messages) and opening not in answers:
+                for kind, flags, sequence, said in _messages(talk.recv(_DATAGRAM)):
+                    if kind != _NLMSG_ERROR:
+                        echoed[kind, sequence] = said
+                    elif opening <= sequence <= self._sequence:
+                        answers[sequence] = _error(flags, said)
+        for refusal in (answers[sequence] for sequence in sorted(answers)):
+            if refusal is not None:
+                raise OSError(refusal.code, refusal.words)
+        return [echoed.get((message.kind, opening + 1 + i)) for i, message in enumerate(messages)]
 
     def get(self, message: Message) -> memoryview | None:
         """The body of the one object that is asked for; raises OSError with the kernel's errno if it refuses."""
@@ -197,12 +225,17 @@ def _open(protocol: int) -> socket.socket:
         opened.settimeout(_TIMEOUT)
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             _try_option(opened, _SOL_NETLINK, option, 1)
-        _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        receive_buffer(opened)
         opened.bind((0, 0))
     except OSError:
         opened.close()
         raise
     return opened
+
+
+def receive_buffer(opened: socket.socket) -> None:
+    """Make room for many messages: 4 MiB, where that is allowed."""
+    _try_option(opened, socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
 
 
 def _try_option(opened: socket.socket, level: int, option: int, value: int) -> None:
@@ -224,6 +257,12 @@ def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
             return
         yield kind, flags, sequence, view[position + _HEADER.size : position + length]
         position += (length + 3) & ~3
+
+
+def messages(datagram: bytes) -> Iterator[tuple[int, memoryview]]:
+    """(type, body) of each message in a datagram."""
+    for kind, _, _, said in _messages(datagram):
+        yield kind, said
 
 
 def _error(flags: int, said: memoryview) -> NetlinkError | None:

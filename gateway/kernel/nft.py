@@ -6,12 +6,11 @@ long as that number is the one of the last reading, so is the answer. Asking for
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
-import socket
 from collections.abc import Sequence
 
+from gateway.kernel.generation import NETLINK_NETFILTER, NFGENMSG, NFNL_SUBSYS_NFTABLES, Generation
 from gateway.kernel.netlink import Message, Netlink, attributes, text
 from gateway.kernel.tool import run
 from gateway.ports import Refused
@@ -19,15 +18,8 @@ from rules.nft import MAP, TABLE, NftCommand, NftTable, parse, script
 
 log = logging.getLogger(__name__)
 
-_NETLINK_NETFILTER = 12
-_NFNL_SUBSYS_NFTABLES = 10 << 8
-_GETTABLE = _NFNL_SUBSYS_NFTABLES | 1
-_GETGEN = _NFNL_SUBSYS_NFTABLES | 16
+_GETTABLE = NFNL_SUBSYS_NFTABLES | 1
 _NFTA_TABLE_NAME = 1
-_NFTA_GEN_ID = 1
-_NFGENMSG = bytes((socket.AF_INET, 0, 0, 0))  # family, version, resource id
-# What a kernel without nftables answers to a question about them, and one without netfilter's sockets at all.
-_NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT)
 _TRIES = 5
 _LIST_ALL = ["nft", "-j", "list", "table", "ip", TABLE]
 _LIST_TABLE = ["nft", "-j", "--terse", "list", "table", "ip", TABLE]
@@ -38,51 +30,42 @@ _PASSING = ("Cannot allocate memory", "Resource temporarily unavailable", "Inter
 
 
 class KernelNft:
-    """``gateway.ports.Nft`` in the network namespace of the thread that first uses it."""
+    """``gateway.ports.Nft`` in the network namespace of the thread that first uses it.
 
-    def __init__(self) -> None:
-        self._netlink = Netlink(_NETLINK_NETFILTER)
-        self._absent = False
+    All drivers of a namespace's nftables are given one ``generation``, so that none takes another's writes for a
+    stranger's.
+    """
+
+    def __init__(self, generation: Generation | None = None) -> None:
+        self._netlink = Netlink(NETLINK_NETFILTER)
+        self._generation = generation or Generation()
         self._read: tuple[int, NftTable] | None = None
 
     def read(self) -> NftTable:
         """The table; empty where there is none, or nothing that could list it."""
         for _ in range(_TRIES):
-            generation = self._generation()
-            if generation is None:
+            others = self._generation.others()
+            if others is None:
                 return NftTable()
-            if self._read is not None and self._read[0] == generation:
+            if self._read is not None and self._read[0] == others:
                 return self._read[1]
             # A listing that somebody's transaction fell into is one of neither state; the next turn notices.
-            self._read = (generation, self._list())
+            self._read = (others, self._list())
         raise Refused(_LIST_TABLE_TEXT, "the kernel's nftables never stood still", retryable=True)
 
     def commit(self, commands: Sequence[NftCommand]) -> None:
         """Carry the commands out as one transaction; raises Refused, and nothing has changed then."""
-        self._absent = False
+        if self._read is not None:
+            self._read = (_OUTDATED, self._read[1])
         try:
             commanded = script(commands)
         except ValueError as error:
             raise Refused(_STEP, str(error), retryable=False) from error
-        ended = run(["nft", "-f", "-"], stdin=commanded)
+        with self._generation.own():
+            ended = run(["nft", "-f", "-"], stdin=commanded)
         if ended.code:
             reason = _words(ended.stderr) or f"exit code {ended.code}"
             raise Refused(_STEP, reason, retryable=any(word in reason for word in _PASSING))
-
-    def _generation(self) -> int | None:
-        """The number of the last transaction on nftables; None where the kernel has none."""
-        if self._absent:  # asking again would have the kernel look for its module again
-            return None
-        try:
-            (answer,) = self._netlink.ask(Message(_GETGEN, 0, _NFGENMSG))
-        except OSError as error:
-            if error.errno not in _NO_NFTABLES:
-                raise Refused(
-                    "ask for the nftables generation", error.strerror or str(error), retryable=True
-                ) from error
-            self._absent = True
-            return None
-        return int.from_bytes(attributes(answer, len(_NFGENMSG))[_NFTA_GEN_ID], "big")
 
     def _list(self) -> NftTable:
         if not self._stands():
@@ -102,12 +85,13 @@ class KernelNft:
 
     def _stands(self) -> bool:
         try:
-            tables = self._netlink.dump(Message(_GETTABLE, 0, _NFGENMSG))
+            tables = self._netlink.dump(Message(_GETTABLE, 0, NFGENMSG))
         except OSError as error:
             raise Refused("list nftables", error.strerror or str(error), retryable=True) from error
-        return any(text(attributes(said, len(_NFGENMSG))[_NFTA_TABLE_NAME]) == TABLE for said in tables)
+        return any(text(attributes(said, len(NFGENMSG))[_NFTA_TABLE_NAME]) == TABLE for said in tables)
 
 
+_OUTDATED = -1
 _LIST_TABLE_TEXT = " ".join(_LIST_TABLE)
 _NOTHING = '{"nftables": []}'
 

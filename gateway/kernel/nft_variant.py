@@ -1,27 +1,69 @@
-"""The nft variant of iptables: rules in nf_tables, read and written through iptables-nft-save and -restore.
+"""The nft variant of iptables: rules in nf_tables, read through iptables-nft-save.
 
-A restore is one nf_tables transaction, which the kernel takes whole or not at all and repeats by itself when
-another one came between; there is no lock to hold.
+A few edits go over netlink in this process (``nft_edits``), many through iptables-nft-restore. Either is one nf_tables
+transaction, which the kernel takes whole or not at all; there is no lock to hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 from gateway.kernel import restore
-from gateway.ports import Variant
+from gateway.kernel.generation import Generation
+from gateway.kernel.nft_edits import Chains, Handles
+from gateway.ports import Moved, Refused, Variant
+from rules.iptables import render_restore
 from rules.ruleset import ChainEdit, Ruleset
 
 
 class NftVariantFirewall:
-    """``gateway.ports.Firewall`` through the nft variant's tools, in the thread's network namespace."""
+    """``gateway.ports.Firewall`` for the nft variant, in the thread's network namespace.
+
+    Also a ``gateway.remembered.EvidentFirewall``; its evidence, the kernel's transaction counter, misses nothing.
+    """
 
     variant: Variant = "nft"
 
+    def __init__(self, generation: Generation | None = None) -> None:
+        self._generation = generation or Generation()
+        self._handles = Handles()
+
     def read(self, tables: Collection[str]) -> Ruleset:
         """The named tables; one that is not there has empty built-in chains."""
+        self._handles.forget()
         return restore.read(self.variant, tables)
 
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         """Commit the edits of one table as one transaction; raises Refused, and nothing has changed then."""
-        restore.edit(self.variant, table, edits)
+        self._handles.forget()
+        with self._generation.own():
+            restore.edit(self.variant, table, edits)
+
+    def evidence(self, table: str) -> Hashable | None:
+        """How many transactions of others there were."""
+        return self._generation.others()
+
+    def edit_if(self, table: str, standing: Chains, edits: Sequence[ChainEdit], evidence: Hashable) -> Hashable | None:
+        """``edit``, if the evidence holds; see ``gateway.remembered``."""
+        generation = self._generation.number_if(evidence)
+        if generation is None:
+            raise Moved(table)
+        if self._in_process(table, standing, edits, generation):
+            return self._generation.others()
+        before = self._generation.others()
+        self.edit(table, edits)
+        after = self._generation.others()
+        return after if after == before else None
+
+    def _in_process(self, table: str, standing: Chains, edits: Sequence[ChainEdit], generation: int) -> bool:
+        try:
+            render_restore(table, edits)  # what could not be written as text shall not be written at all
+        except ValueError as error:
+            raise Refused(f"edit table {table}", str(error), retryable=False) from error
+        try:
+            with self._generation.own():
+                return self._handles.commit(table, standing, edits, generation)
+        except Moved:
+            raise
+        except Refused:
+            return False  # the tool may know another way, and its words are those that people know

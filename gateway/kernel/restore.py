@@ -11,7 +11,7 @@ from gateway.ports import Refused, Variant
 from rules.iptables import parse_save, render_restore
 from rules.ruleset import BUILTIN, AnyRule, ChainEdit, ChainRef, Family, Ruleset
 
-LOCK_SECONDS = 5  # how long the tools and we wait for the xtables lock
+LOCK_SECONDS = 5  # how long the tools wait for the xtables lock
 _RESOURCE_PROBLEM = 4  # exit code of iptables: the lock, memory, or a table that changed under it
 _INCOMPATIBLE = "is incompatible, use 'nft' tool."
 
@@ -44,16 +44,21 @@ def read(variant: str, tables: Collection[str], family: Family = 4) -> Ruleset:
     """
     chains: dict[ChainRef, tuple[AnyRule, ...]] = {}
     for table in tables:
-        argv = [program(variant, family, "-save"), "-t", table]
-        ended = run(argv)
-        if ended.code:
-            raise _refused(" ".join(argv), ended.code, ended.stderr)
-        if _INCOMPATIBLE in ended.stdout:
-            reason = f"the table {table} holds rules that iptables cannot show; they were written with nft"
-            raise Refused(" ".join(argv), reason, retryable=False)
         chains.update({ChainRef(table, chain, family): () for chain in BUILTIN[table]})
-        chains.update(parse_save(ended.stdout, family).chains)
+        chains.update(parse_save(save(variant, table, family), family).chains)
     return Ruleset(chains)
+
+
+def save(variant: str, table: str, family: Family = 4) -> str:
+    """What ``iptables-<variant>-save`` prints of a table; raises Refused as ``read`` does."""
+    argv = [program(variant, family, "-save"), "-t", table]
+    ended = run(argv)
+    if ended.code:
+        raise _refused(" ".join(argv), ended.code, ended.stderr)
+    if _INCOMPATIBLE in ended.stdout:
+        reason = f"the table {table} holds rules that iptables cannot show; they were written with nft"
+        raise Refused(" ".join(argv), reason, retryable=False)
+    return ended.stdout
 
 
 def edit(variant: str, table: str, edits: Sequence[ChainEdit], family: Family = 4) -> None:

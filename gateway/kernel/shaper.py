@@ -1,8 +1,8 @@
 """Bandwidth limits in the thread's network namespace, over rtnetlink: HTB, u32, ifb and the redirection to it.
 
 A tree is ours if its root qdisc bears our mark (the otherwise unused rate2quantum), or if Kube-OVN's script made it:
-``htb default 9999`` since release 1.16, an HTB without classes up to 1.15. Another root qdisc is not looked into, and
-the kernel refuses ours beside it.
+``htb default 9999`` since release 1.16, an HTB without classes up to 1.15; there, classes of our own bear the mark.
+Another root qdisc is not looked into, and the kernel refuses ours beside it.
 
 Excess packets wait in fq_codel. Where the kernel lacks it, sfq does; where that is missing, too, a plain queue of a
 tenth of a second, which keeps the delay bounded but lets flows of one limit crowd each other out.
@@ -25,6 +25,7 @@ from gateway.kernel.netlink import (
     attributes,
     text,
 )
+from gateway.kernel.tc_police import policer_of
 from gateway.kernel.tc_requests import LEAVES, REDIRECT_PRIORITY, deleted, index_of, made, queue
 from gateway.ports import Refused
 from rules.qos import IFB_PREFIX
@@ -43,6 +44,7 @@ from rules.tc import (
     Key,
     Matchall,
     Objects,
+    PolicerKey,
     Rate,
     Redirect,
     RedirectKey,
@@ -120,7 +122,8 @@ class KernelShaper:
 
     def _tree(self, index: int, device: str, root: Htb, r2q: int) -> Iterator[tuple[Key, Value]]:
         classes = [one for one in self._dump(wire.RTM_GETTCLASS, index, 0) if one.kind == "htb" and one.options]
-        scripts = root.default == _SCRIPTS_DEFAULT or (r2q == _TCS_R2Q and not classes)
+        none_foreign = all(wire.htb_class_is_ours(one.options) for one in classes if one.options is not None)
+        scripts = root.default == _SCRIPTS_DEFAULT or (r2q == _TCS_R2Q and none_foreign)
         if r2q != R2Q and not scripts:
             return
         yield RootKey(device), root
@@ -134,6 +137,9 @@ class KernelShaper:
     def _filter(self, device: str, found: wire.Tc) -> Iterator[tuple[Key, Value]]:
         priority, options = wire.priority_of(found.info), found.options
         assert options is not None
+        if (policer := policer_of(found)) is not None:
+            yield self._policer(device, found, ingress=False), policer
+            return
         if found.kind != "u32":
             key = FilterKey(device, priority, ROOT_TABLE, 0, found.handle & NODE_MAX)
             minor = wire.matchall_class_of(options) if found.kind == "matchall" else None
@@ -149,6 +155,11 @@ class KernelShaper:
         elif table != ROOT_TABLE:
             yield TableKey(device, priority, table), Table()
 
+    def _policer(self, device: str, found: wire.Tc, *, ingress: bool) -> PolicerKey:
+        key = PolicerKey(device, ingress, wire.priority_of(found.info), found.handle & NODE_MAX)
+        self._filters[key] = (found.info, found.handle)
+        return key
+
     def _ingress(self, index: int, names: dict[int, tuple[str, bool]]) -> Iterator[tuple[Key, Value]]:
         device, shared = names[index][0], False
         for found in self._dump(wire.RTM_GETTFILTER, index, wire.INGRESS_HANDLE):
@@ -160,8 +171,10 @@ class KernelShaper:
             if wire.priority_of(found.info) == REDIRECT_PRIORITY and ifb == IFB_PREFIX + device:
                 self._filters[RedirectKey(device)] = (found.info, found.handle)
                 yield RedirectKey(device), Redirect(ifb)
-            else:
-                shared = True
+                continue
+            shared = True
+            if (policer := policer_of(found)) is not None:
+                yield self._policer(device, found, ingress=True), policer
         yield IngressKey(device), Ingress(shared)
 
     # Writing.
@@ -216,11 +229,12 @@ class KernelShaper:
     def _message(self, step: TcStep, index: int) -> Message:
         if isinstance(step, SetTc):
             return made(step, index)
-        if isinstance(step.key, FilterKey | RedirectKey):
+        if isinstance(step.key, FilterKey | PolicerKey | RedirectKey):
             if step.key not in self._filters:
                 raise Refused(tc_text(step), "it was not read before", retryable=True)
             info, handle = self._filters[step.key]
-            parent = wire.ROOT_HANDLE if isinstance(step.key, FilterKey) else wire.INGRESS_HANDLE
+            at_ingress = isinstance(step.key, RedirectKey) or (isinstance(step.key, PolicerKey) and step.key.ingress)
+            parent = wire.INGRESS_HANDLE if at_ingress else wire.ROOT_HANDLE
             return Message(wire.RTM_DELTFILTER, 0, wire.encoded(wire.Header(index, handle, parent, info)))
         return deleted(step, index)
 

@@ -9,6 +9,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from gateway.kernel import tc_wire as wire
 from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Message, body
+from gateway.kernel.tc_police import police_options
 from gateway.kernel.tc_wire import INGRESS_HANDLE, ROOT_HANDLE, TC_H_INGRESS, TC_H_ROOT, Header
 from gateway.ports import Refused
 from rules.tc import (
@@ -22,6 +23,8 @@ from rules.tc import (
     IfbKey,
     IngressKey,
     Link,
+    Policer,
+    PolicerKey,
     Rate,
     Redirect,
     RedirectKey,
@@ -73,6 +76,9 @@ def _filter(step: SetTc, index: int) -> bytes:
             handle = key.node if key.table == ROOT_TABLE else hangs_on | key.node
             header = Header(index, handle, ROOT_HANDLE, _info(key.priority))
             return wire.encoded(header, "u32", wire.u32_filter(value, hangs_on))
+        case PolicerKey(_, ingress, priority, handle), Policer() as policer:
+            header = Header(index, handle, INGRESS_HANDLE if ingress else ROOT_HANDLE, _info(priority))
+            return wire.encoded(header, *police_options(policer))
         case RedirectKey(), Redirect(ifb):
             to = index_of(ifb)
             if to is None:

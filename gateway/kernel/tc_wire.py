@@ -9,7 +9,7 @@ Numbers are in the machine's byte order, but for what u32 compares with a packet
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,9 +29,9 @@ ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
 
 TCA_KIND, TCA_OPTIONS = 1, 2
 _HTB_PARMS, _HTB_INIT, _HTB_DIRECT_QLEN, _HTB_RATE64, _HTB_CEIL64 = 1, 2, 5, 6, 7
-_U32_CLASSID, _U32_HASH, _U32_LINK, _U32_DIVISOR, _U32_SEL, _U32_POLICE, _U32_ACT = 1, 2, 3, 4, 5, 6, 7
+_U32_CLASSID, _U32_HASH, U32_LINK, _U32_DIVISOR, _U32_SEL, U32_POLICE, U32_ACT = 1, 2, 3, 4, 5, 6, 7
 _MATCHALL_CLASSID = 1
-_ACT_KIND, _ACT_OPTIONS = 1, 2
+ACT_KIND, ACT_OPTIONS = 1, 2
 _MIRRED_PARMS = 2
 _EGRESS_REDIR = 1
 _TC_ACT_STOLEN = 4
@@ -131,14 +131,17 @@ def htb_root(root: Htb) -> bytes:
 def htb_root_of(options: memoryview) -> tuple[Htb, int]:
     """The root qdisc, and its rate2quantum."""
     _, r2q, default, _, _ = _GLOB.unpack_from(attributes(options)[_HTB_INIT])
-    return Htb(default), r2q
+    return Htb(default, ours=r2q == R2Q), r2q
 
 
 def htb_class(rate: Rate) -> bytes:
-    """Rate and ceiling are one; the quantum is named, so that the kernel computes (and complains about) none."""
+    """Rate and ceiling are one; the quantum is named, so that the kernel computes (and complains about) none.
+
+    Its last byte is our mark: a tree that was adopted while it had no classes is known by those that we put there.
+    """
     low = min(rate.rate, _RATE_MAX)
     spec = _RATESPEC.pack(0, _LINKLAYER_ETHERNET, 0, 0, 0, low)
-    quantum = max(1600, min(rate.rate // 10, 200_000))
+    quantum = max(1600, min(rate.rate // 10, 200_000)) & ~0xFF | R2Q
     parameters = spec + spec + _HTB_TAIL.pack(rate.burst, rate.burst, quantum, 0, 0)
     high = b""
     if rate.rate > _RATE_MAX:
@@ -157,6 +160,12 @@ def htb_class_of(options: memoryview) -> Rate:
     return Rate(ceil, cbuffer)
 
 
+def htb_class_is_ours(options: memoryview) -> bool:
+    """Whether the class bears our mark."""
+    _, _, quantum, _, _ = _HTB_TAIL.unpack_from(attributes(options)[_HTB_PARMS], 2 * _RATESPEC.size)
+    return bool(quantum & 0xFF == R2Q)
+
+
 def fifo_limit(size: int) -> bytes:
     """Options of a bfifo: how many bytes may wait."""
     return struct.pack("=I", size)
@@ -173,11 +182,16 @@ def u32_filter(value: Classify | Link, hangs_on: int) -> bytes:
     """A filter in the table (and bucket) ``hangs_on``."""
     if isinstance(value, Link):
         selector = _selector(0, (Selector(),), value.offset, value.mask)
-        target = _number(_U32_LINK, value.table << 20)
+        target = _number(U32_LINK, value.table << 20)
     else:
         selector = _selector(_TERMINAL, value.selectors, 0, 0)
         target = _number(_U32_CLASSID, ROOT_HANDLE | value.minor)
     return target + _number(_U32_HASH, hangs_on) + attribute(_U32_SEL, selector)
+
+
+def u32_root_filter(selector: Selector) -> bytes:
+    """A filter in the table that its priority begins with; what it does is still to be said."""
+    return _number(_U32_HASH, U32_ROOT) + attribute(_U32_SEL, _selector(_TERMINAL, (selector,), 0, 0))
 
 
 def _selector(flags: int, selectors: Sequence[Selector], hash_offset: int, hash_mask: int) -> bytes:
@@ -188,8 +202,8 @@ def _selector(flags: int, selectors: Sequence[Selector], hash_offset: int, hash_
 def u32_redirect(to_index: int) -> bytes:
     """A filter that takes everything out of another interface."""
     parameters = attribute(_MIRRED_PARMS, _MIRRED.pack(0, 0, _TC_ACT_STOLEN, 0, 0, _EGRESS_REDIR, to_index))
-    action = attribute(_ACT_KIND, b"mirred\0") + attribute(_ACT_OPTIONS, parameters)
-    return attribute(_U32_SEL, _selector(_TERMINAL, (Selector(),), 0, 0)) + attribute(_U32_ACT, attribute(1, action))
+    action = attribute(ACT_KIND, b"mirred\0") + attribute(ACT_OPTIONS, parameters)
+    return attribute(_U32_SEL, _selector(_TERMINAL, (Selector(),), 0, 0)) + attribute(U32_ACT, attribute(1, action))
 
 
 def u32_divisor_of(options: memoryview) -> int | None:
@@ -201,30 +215,36 @@ def u32_divisor_of(options: memoryview) -> int | None:
 def u32_filter_of(options: memoryview) -> Classify | Link | None:
     """The filter, or None for one that does more than choose a class or a table."""
     said = attributes(options)
-    if _U32_SEL not in said or _U32_POLICE in said or _U32_ACT in said:
+    if _U32_SEL not in said or U32_POLICE in said or U32_ACT in said:
         return None
-    flags, _, keys, offset_mask, _, _, hash_offset, hash_mask = _SEL.unpack_from(said[_U32_SEL])
-    if _U32_LINK in said:
-        return Link(u32(said[_U32_LINK]) >> 20, hash_offset, _swapped32(hash_mask))
-    selectors = []
-    for at in range(keys):
-        mask, value, offset, varies = _KEY.unpack_from(said[_U32_SEL], _SEL.size + at * _KEY.size)
-        if varies:
-            return None
-        selectors.append(Selector(_swapped32(value), _swapped32(mask), offset))
-    if offset_mask or not flags & _TERMINAL or _U32_CLASSID not in said:
+    flags, _, _, _, _, _, hash_offset, hash_mask = _SEL.unpack_from(said[_U32_SEL])
+    if U32_LINK in said:
+        return Link(u32(said[U32_LINK]) >> 20, hash_offset, _swapped32(hash_mask))
+    selectors = u32_selectors_of(said)
+    if selectors is None or not flags & _TERMINAL or _U32_CLASSID not in said:
         return None
-    return Classify(tuple(selectors), u32(said[_U32_CLASSID]) & 0xFFFF)
+    return Classify(selectors, u32(said[_U32_CLASSID]) & 0xFFFF)
+
+
+def u32_selectors_of(said: Mapping[int, memoryview]) -> tuple[Selector, ...] | None:
+    """What a filter with these attributes compares; None where that depends on other bytes of the packet."""
+    if _U32_SEL not in said:
+        return None
+    _, _, keys, offset_mask, _, _, _, _ = _SEL.unpack_from(said[_U32_SEL])
+    compared = [_KEY.unpack_from(said[_U32_SEL], _SEL.size + at * _KEY.size) for at in range(keys)]
+    if offset_mask or any(varies for _, _, _, varies in compared):
+        return None
+    return tuple(Selector(_swapped32(value), _swapped32(mask), offset) for mask, value, offset, _ in compared)
 
 
 def u32_redirect_of(options: memoryview) -> int | None:
     """The index of the interface that a redirecting filter leads to; None for any other filter."""
     said = attributes(options)
-    action = attributes(said[_U32_ACT]).get(1) if _U32_ACT in said else None
+    action = attributes(said[U32_ACT]).get(1) if U32_ACT in said else None
     parts = attributes(action) if action is not None else {}
-    if _ACT_KIND not in parts or text(parts[_ACT_KIND]) != "mirred" or _ACT_OPTIONS not in parts:
+    if ACT_KIND not in parts or text(parts[ACT_KIND]) != "mirred" or ACT_OPTIONS not in parts:
         return None
-    _, _, _, _, _, what, index = _MIRRED.unpack_from(attributes(parts[_ACT_OPTIONS])[_MIRRED_PARMS])
+    _, _, _, _, _, what, index = _MIRRED.unpack_from(attributes(parts[ACT_OPTIONS])[_MIRRED_PARMS])
     return int(index) if what == _EGRESS_REDIR else None
 
 

@@ -38,6 +38,10 @@ SKELETON = (
     "-A SNAT_FILTER -j HAIRPIN_SNAT",
     "-A PREROUTING -j VPC_MARK",
     "-A VPC_MARK -i eth0 -j MARK --set-xmark 0x1/0x1",
+    # The project's own: what maps did not know passes over our chains, while they decide ahead of them.
+    "-A DNAT_FILTER -m mark --mark 0x20000000/0x20000000 -g MAPS_MISSED",
+    "-A SNAT_FILTER -m mark --mark 0x20000000/0x20000000 -g MAPS_MISSED",
+    "-A MAPS_MISSED -j MARK --set-xmark 0x0/0x20000000",
     # The project's own: nothing is forwarded out while net1 answers no ARP.
     "-A FORWARD -j ARP_GUARD",
 )

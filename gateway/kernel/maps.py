@@ -1,0 +1,215 @@
+"""The driver of the maps ahead of the chains: entries through netlink in this process, all else through nft.
+
+One entry is one message in one transaction, 0.1 ms however many there are; nft, which takes 2.4 ms to start, writes
+tables, chains and rules, and with these as many entries as there are. The whole is read only where somebody else has
+written to nf_tables (``gateway.kernel.generation``); after our own transaction only what it touched is read again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from gateway.kernel import mapwire as wire
+from gateway.kernel.generation import NETLINK_NETFILTER, Generation
+from gateway.kernel.legacynat import occupied
+from gateway.kernel.netlink import Message, Netlink
+from gateway.kernel.tool import run
+from gateway.ports import MapsReading, Refused, Variant
+from rules import fastpath
+from rules.apply import Rejected, apply_map_edits
+from rules.maps import (
+    POSTROUTING,
+    PREROUTING,
+    PRIORITIES,
+    TABLE,
+    AddEntry,
+    DropEntry,
+    DropTable,
+    EntryKey,
+    MapEdit,
+    MapTable,
+    labelled,
+    script,
+)
+from rules.nft import Endpoint
+from rules.spec import Interfaces
+
+log = logging.getLogger(__name__)
+
+_STEP = f"edit table ip {TABLE}"
+_HOOKS = {PREROUTING: 0, POSTROUTING: 4}  # NF_INET_*
+_IPTABLES = {0: -100, 4: 100}  # the priorities of iptables' nat chains, by hook
+_FEW = 200  # so many entries are read again one by one
+_TRIES = 5
+_PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS)
+
+
+class KernelMaps:
+    """``gateway.ports.Maps`` in the network namespace of the thread that first uses it."""
+
+    def __init__(self, variant: Variant, generation: Generation) -> None:
+        self._variant = variant
+        self._generation = generation
+        self._netlink = Netlink(NETLINK_NETFILTER)
+        self._incapable: str | None = None
+        self._read: tuple[int, MapsReading] | None = None
+
+    def read(self) -> MapsReading:
+        """The table, and what speaks against it."""
+        for _ in range(_TRIES):
+            others = self._generation.others()
+            if others is None:
+                return MapsReading(MapTable(), "the kernel has no nf_tables")
+            if self._read is not None and self._read[0] == others:
+                return self._with_legacy(self._read[1])
+            # A reading that somebody's transaction fell into is one of neither state; the next turn notices.
+            self._read = (others, self._list())
+        raise Refused(f"list table ip {TABLE}", "the kernel's nf_tables never stood still", retryable=True)
+
+    def commit(self, edits: Sequence[MapEdit]) -> None:
+        """Carry the edits out as one transaction; raises Refused, and nothing has changed then."""
+        before = self.read()
+        try:
+            expected = apply_map_edits(before.table, edits)
+        except Rejected as error:
+            raise Refused(_STEP, str(error), retryable=False) from error
+        with self._generation.own():
+            if all(isinstance(edit, AddEntry | DropEntry) for edit in edits) or list(edits) == [DropTable()]:
+                self._transact(edits)
+            else:
+                self._run(edits)
+        touched = [edit.key for edit in edits if isinstance(edit, AddEntry | DropEntry)]
+        if len(touched) == len(edits) <= _FEW and self._read and self._read[0] == self._generation.others():
+            found = {key: self._entry(key) for key in touched}
+            if all(expected.entries.get(key) == target for key, target in found.items()):
+                self._read = (self._read[0], replace(before, table=expected))
+                return
+        self._read = None
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    def _run(self, edits: Sequence[MapEdit]) -> None:
+        ended = run(["nft", "-f", "-"], stdin=script(edits))
+        if ended.code:
+            raise Refused(_STEP, _words(ended.stderr) or f"exit code {ended.code}", retryable=False)
+
+    def _transact(self, edits: Sequence[MapEdit]) -> None:
+        try:
+            self._netlink.transact(wire.begin(), list(_messages(edits)), wire.end())
+        except OSError as error:
+            words = error.strerror or str(error)
+            raise Refused(_STEP, words, retryable=error.errno in _PASSING) from error
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    def _list(self) -> MapsReading:
+        try:
+            chains = [chain for said in self._netlink.dump(wire.CHAINS) if (chain := wire.nat_chain(said))]
+            table = self._table(chains) if self._stands() else MapTable()
+            return MapsReading(table, self._against(chains) or self._capable())
+        except OSError as error:
+            raise Refused(f"list table ip {TABLE}", error.strerror or str(error), retryable=True) from error
+
+    def _stands(self) -> bool:
+        return any(wire.table_name(said) == TABLE for said in self._netlink.dump(wire.TABLES))
+
+    def _table(self, chains: list[wire.ChainSeen]) -> MapTable:
+        ours = {chain.name: chain for chain in chains if (chain.family, chain.table) == (wire.IPV4, TABLE)}
+        maps = dict(wire.map_name(said) for said in self._netlink.dump(wire.MAPS))
+        right = all((c.hook, c.priority) == (_HOOKS.get(n), PRIORITIES.get(n)) for n, c in ours.items())
+        if not right or not all(maps.values()):
+            return MapTable(damaged=True)
+        try:
+            entries = dict(entry for name in maps for entry in self._entries(name))
+        except wire.Strange as strange:
+            log.warning("the table ip %s is written anew: %s", TABLE, strange)
+            return MapTable(damaged=True)
+        rules = {name: self._netlink.dump(wire.rules_of(wire.IPV4, TABLE, name)) for name in PRIORITIES if name in ours}
+        labels = {name: tuple(labelled(wire.comment(said)) for said in listed) for name, listed in rules.items()}
+        return MapTable(labels, frozenset(maps), entries)
+
+    def _entries(self, name: str) -> Iterator[tuple[EntryKey, Endpoint]]:
+        for said in self._netlink.dump(wire.entries_of(name)):
+            yield from wire.entries(name, said)
+
+    def _entry(self, key: EntryKey) -> Endpoint | None:
+        try:
+            said = self._netlink.ask(wire.get_entry(key))
+            return dict(entry for one in said for entry in wire.entries(key.map, one)).get(key)
+        except wire.Strange:
+            return None
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise Refused(f"read map {key.map}", error.strerror or str(error), retryable=True) from error
+
+    # --- what speaks against maps -------------------------------------------------------------------------
+
+    def _against(self, chains: list[wire.ChainSeen]) -> str:
+        """Other people's nat chains that come between our priority and that of our iptables chains."""
+        for chain in chains:
+            last = _IPTABLES.get(chain.hook)
+            mine = (wire.IPV4, "nat", last) if self._variant == "nft" else None
+            if (
+                last is None
+                or chain.family not in (wire.IPV4, wire.INET)
+                or not last - 10 <= chain.priority <= last
+                or (chain.family, chain.table) == (wire.IPV4, TABLE)
+                or (chain.family, chain.table, chain.priority) == mine
+            ):
+                continue
+            if self._netlink.dump(wire.rules_of(chain.family, chain.table, chain.name)):
+                family = "ip" if chain.family == wire.IPV4 else "inet"
+                return f"another rule may come ahead of ours: nft table {family} {chain.table}, chain {chain.name}"
+        return ""
+
+    def _with_legacy(self, reading: MapsReading) -> MapsReading:
+        """Legacy tables send no events and move no generation, so they are looked at each time."""
+        if self._variant == "nft" and not reading.hindrance and (chain := occupied("nat")):
+            return replace(reading, hindrance=f"another rule may come ahead of ours: iptables-legacy nat {chain}")
+        return reading
+
+    def _capable(self) -> str:
+        """Why kernel and nft cannot do it; empty if they can. Asked once, with a table that is not committed."""
+        if self._incapable is None:
+            self._incapable = self._probed()
+        return self._incapable
+
+    @staticmethod
+    def _probed() -> str:
+        if shutil.which("nft") is None:
+            return "nft is not installed"
+        sample = fastpath.table_of(Interfaces(), _SAMPLE)
+        ended = run(["nft", "-c", "-f", "-"], stdin=script(fastpath.edits(sample, MapTable())))
+        return f"kernel or nft cannot: {_words(ended.stderr)}" if ended.code else ""
+
+
+_SAMPLE: dict[EntryKey, Endpoint] = {
+    EntryKey("ports", "192.0.2.1", "tcp", 80): ("192.0.2.2", 80),
+    EntryKey("snat-24", "192.0.2.0"): ("192.0.2.1", 0),
+    EntryKey("snat-24-random", "192.0.2.0"): ("192.0.2.1", 0),
+}
+
+
+def _messages(edits: Sequence[MapEdit]) -> Iterator[Message]:
+    def kind(edit: MapEdit) -> tuple[type[MapEdit], str]:
+        return type(edit), edit.key.map if isinstance(edit, AddEntry | DropEntry) else ""
+
+    for (_, name), some in groupby(edits, kind):
+        listed = list(some)
+        yield from wire.add_entries(name, ((e.key, e.target) for e in listed if isinstance(e, AddEntry)))
+        yield from wire.drop_entries(name, (e.key for e in listed if isinstance(e, DropEntry)))
+        if isinstance(listed[0], DropTable):
+            yield wire.drop_table()
+
+
+def _words(stderr: str) -> str:
+    """nft's first complaint in one line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip(" \t^~")]
+    complaint = "; ".join(lines[:2])
+    return complaint.partition("Error: ")[2] or complaint

@@ -1,0 +1,244 @@
+"""The driver of the maps ahead of the chains, on the real kernel: what is written is what is read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import pytest
+from netns import Namespace, require
+
+from gateway.kernel import maps
+from gateway.kernel.generation import Generation
+from gateway.kernel.maps import KernelMaps
+from gateway.kernel.nft import KernelNft
+from gateway.kernel.tool import Ended, run
+from gateway.ports import Refused, Variant
+from rules import fastpath
+from rules.apply import Rejected, apply_map_edits
+from rules.fastpath import NO_TABLE
+from rules.maps import AddEntry, DropEntry, DropTable, EntryKey, MapEdit, Unlabelled, WriteChains, script
+from rules.nft import ServiceKey
+from rules.share import Service, edits, table_of
+from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Snat
+
+
+@pytest.fixture
+def inside(netns: Namespace) -> Iterator[Namespace]:
+    """The test runs in a namespace of its own."""
+    require("nft", "iptables-nft", "iptables-legacy")
+    with netns.entered():
+        yield netns
+
+
+@pytest.fixture
+def driver(inside: Namespace) -> KernelMaps:
+    return KernelMaps("legacy", Generation())
+
+
+def spec(seed: int) -> GatewaySpec:
+    """Some spec; those of different seeds have identities in common."""
+    chance = random.Random(seed)
+
+    def some(most: int) -> range:
+        return range(chance.randrange(most))
+
+    def address(net: str) -> str:
+        return f"{net}.{chance.randrange(1, 5)}"
+
+    sides = Interfaces(external=chance.choice(["net1", "net1", "net2"]))
+    dnats = [(address("192.168.0"), chance.choice([53, 80]), chance.choice(["tcp", "udp"])) for _ in some(8)]
+    cidrs = ["10.0.0.0/8", "10.0.0.0/23", "10.0.0.0/24", "10.0.1.0/24", "10.0.1.1/32", "0.0.0.0/0"]
+    snats = [(address("192.168.0"), chance.choice(cidrs)) for _ in some(8)]
+    return GatewaySpec(
+        interfaces=sides,
+        eips=[Eip(address=f"{ip}/24") for ip in {address("192.168.0") for _ in some(4)}],
+        fips=[Fip(eip=ip, internal_ip=address("10.0.1")) for ip in {address("192.168.0") for _ in some(4)}],
+        dnats=[
+            Dnat(eip=eip, external_port=port, protocol=protocol, internal_ip=address("10.0.1"), internal_port=8080)
+            for eip, port, protocol in dict.fromkeys(dnats)
+        ],
+        snats=[
+            Snat(eip=eip, internal_cidr=cidr, random_fully=chance.random() < 0.5) for eip, cidr in dict.fromkeys(snats)
+        ],
+    )
+
+
+def test_any_spec_follows_any_other(driver: KernelMaps) -> None:
+    for seed in range(60):
+        wanted = fastpath.table(spec(seed))
+        driver.commit(tuple(fastpath.edits(wanted, driver.read().table)))
+        assert driver.read().table == wanted
+        assert KernelMaps("legacy", Generation()).read().table == wanted
+        assert not list(fastpath.edits(wanted, driver.read().table))
+    driver.commit((DropTable(),))
+    assert driver.read() == KernelMaps("legacy", Generation()).read()
+    assert driver.read().table == NO_TABLE
+
+
+FIP, PORT = EntryKey("fip-in", "192.168.0.1"), EntryKey("ports", "192.168.0.1", "tcp", 80)
+STANDING = fastpath.table_of(Interfaces(), {FIP: ("10.0.1.1", 0), EntryKey("snat-24", "10.0.1.0"): ("192.168.0.1", 0)})
+FEWER = fastpath.chains(Interfaces(), ())
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        (AddEntry(PORT, ("10.0.1.1", 8080)),),
+        (AddEntry(FIP, ("10.0.1.1", 0)),),
+        (AddEntry(FIP, ("10.0.1.2", 0)),),
+        (DropEntry(FIP), AddEntry(FIP, ("10.0.1.2", 0))),
+        (DropEntry(PORT),),
+        (DropEntry(FIP), DropEntry(FIP)),
+        (AddEntry(PORT, ("10.0.1.1", 8080)), DropEntry(PORT._replace(port=81))),
+        (AddEntry(EntryKey("snat-8", "10.0.0.0"), ("192.168.0.1", 0)),),
+        (WriteChains(FEWER, ("snat-24",)),),
+        (WriteChains(FEWER, ("snat-8",)),),
+        (WriteChains(STANDING.chains, ("snat-24",)),),
+        (DropTable(),),
+        (DropTable(), DropTable()),
+        (DropTable(), WriteChains(FEWER), AddEntry(FIP, ("10.0.1.3", 0))),
+        (DropTable(), AddEntry(FIP, ("10.0.1.3", 0))),
+        (WriteChains({"prerouting": (Unlabelled("x"),)}),),
+        (AddEntry(FIP._replace(address="192.168.0.1; flush ruleset"), ("10.0.1.3", 0)),),
+        (AddEntry(PORT._replace(protocol="icmp"), ("10.0.1.3", 0)),),
+    ],
+    ids=repr,
+)
+def test_the_fake_refuses_what_the_kernel_refuses(driver: KernelMaps, commands: Sequence[MapEdit]) -> None:
+    driver.commit(tuple(fastpath.edits(STANDING, NO_TABLE)))
+    try:
+        expected = apply_map_edits(STANDING, commands)
+    except Rejected:
+        with pytest.raises(Refused):
+            driver.commit(commands)
+        if can_be_said(commands):
+            with pytest.raises(Refused):
+                force(driver, commands)
+        expected = STANDING
+    else:
+        driver.commit(commands)
+    assert driver.read().table == KernelMaps("legacy", Generation()).read().table == expected
+
+
+def can_be_said(commands: Sequence[MapEdit]) -> bool:
+    try:
+        return bool(script(commands))
+    except ValueError:
+        return False
+
+
+def force(driver: KernelMaps, commands: Sequence[MapEdit]) -> None:
+    """Have the kernel itself refuse, not the driver's expectation."""
+    expectation = maps.apply_map_edits
+    maps.apply_map_edits = lambda table, _: table  # type: ignore[assignment]
+    try:
+        driver.commit(commands)
+    finally:
+        maps.apply_map_edits = expectation
+
+
+def fill(driver: KernelMaps) -> None:
+    driver.commit(tuple(fastpath.edits(STANDING, driver.read().table)))
+    assert driver.read().table == STANDING
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "delete table ip natgw",
+        "flush chain ip natgw prerouting",
+        "insert rule ip natgw prerouting counter",
+        "add rule ip natgw postrouting counter comment missed",
+        "delete element ip natgw fip-in { 192.168.0.1 }",
+        "add element ip natgw fip-in { 192.168.0.9 : 10.0.1.9 }",
+        "add element ip natgw fip-in { 192.168.0.9 comment wolf : 10.0.1.9 }",
+        "add element ip natgw ports { 192.168.0.9 . sctp . 80 : 10.0.1.9 . 80 }",
+        "add map ip natgw snat-32 { type ipv4_addr : inet_service; }",
+        "add map ip natgw other { type ipv4_addr : ipv4_addr; }",
+        "add chain ip natgw other { type nat hook input priority 0; }",
+    ],
+)
+def test_what_other_hands_did_to_the_table_is_put_right(driver: KernelMaps, command: str) -> None:
+    fill(driver)
+    run(["nft", *command.split(" ")])
+    found = driver.read().table
+    assert found != STANDING
+    driver.commit(tuple(fastpath.edits(STANDING, found)))
+    assert driver.read().table == KernelMaps("legacy", Generation()).read().table == STANDING
+
+
+def test_rules_that_may_come_ahead_of_ours_speak_against_maps(inside: Namespace) -> None:
+    def against(variant: Variant) -> str:
+        return KernelMaps(variant, Generation()).read().hindrance
+
+    assert (against("legacy"), against("nft")) == ("", "")
+    inside.run("iptables-legacy", "-t", "nat", "-A", "OUTPUT", "-j", "RETURN")
+    inside.run("iptables-nft", "-t", "nat", "-A", "OUTPUT", "-j", "RETURN")
+    assert (against("legacy"), against("nft")) == ("", "")  # the variant's own tables are the other reading's
+    inside.run("iptables-legacy", "-t", "nat", "-A", "POSTROUTING", "-j", "RETURN")
+    assert against("legacy") == ""
+    assert against("nft") == "another rule may come ahead of ours: iptables-legacy nat POSTROUTING"
+    inside.run("iptables-legacy", "-t", "nat", "-F")
+    inside.run("iptables-nft", "-t", "nat", "-A", "PREROUTING", "-j", "RETURN")
+    assert against("nft") == ""
+    assert against("legacy") == "another rule may come ahead of ours: nft table ip nat, chain PREROUTING"
+    inside.run("iptables-nft", "-t", "nat", "-F")
+    inside.run("nft", "-f", "-", stdin=OTHERS)
+    assert (against("legacy"), against("nft")) == ("", "")
+    inside.run("nft", "add rule inet other between counter")
+    assert (
+        against("legacy")
+        == against("nft")
+        == "another rule may come ahead of ours: nft table inet other, chain between"
+    )
+
+
+OTHERS = """
+table inet other {
+    chain before { type nat hook prerouting priority -150; counter; }
+    chain behind { type nat hook postrouting priority 110; counter; }
+    chain filter { type filter hook prerouting priority -105; counter; }
+    chain between { type nat hook postrouting priority 95; }
+}
+"""
+
+
+def test_the_whole_is_read_only_after_changes_of_others(
+    inside: Namespace, driver: KernelMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = Generation()
+    driver, share = KernelMaps("nft", generation), KernelNft(generation)
+    fill(driver)
+    read: list[str] = []
+    listing = KernelMaps._list
+    monkeypatch.setattr(KernelMaps, "_list", lambda self: read.append("list") or listing(self))
+    driver.commit([AddEntry(PORT, ("10.0.1.1", 8080)), DropEntry(FIP)])
+    share.commit(
+        tuple(edits(table_of({ServiceKey("192.168.0.1", "tcp", 81): Service((("10.0.1.1", 80),))}), share.read()))
+    )
+    assert driver.read().table.entries[PORT] == ("10.0.1.1", 8080)
+    assert FIP not in driver.read().table.entries
+    assert read == []
+    inside.run("nft", "delete", "element", "ip", "natgw", "ports", "{ 192.168.0.1 . tcp . 80 }")
+    assert PORT not in driver.read().table.entries
+    assert read == ["list"]
+
+
+def test_many_entries_at_once(driver: KernelMaps) -> None:
+    fill(driver)
+    many = {EntryKey("ports", f"192.168.{n >> 8}.{n & 255}", "udp", 53): ("10.0.1.1", n + 1) for n in range(5000)}
+    wanted = fastpath.table_of(Interfaces(), STANDING.entries | many)
+    driver.commit(tuple(fastpath.edits(wanted, STANDING)))
+    assert KernelMaps("legacy", Generation()).read().table == driver.read().table == wanted
+
+
+def test_a_kernel_or_an_nft_that_cannot_do_it_says_so(inside: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(argv: Sequence[str], *, stdin: str = "") -> Ended:
+        return run(argv, stdin=stdin.replace("fully-random", "wholly-random"))
+
+    monkeypatch.setattr(maps, "run", refusing)
+    assert KernelMaps("legacy", Generation()).read().hindrance.startswith("kernel or nft cannot: syntax error")
+    assert inside.run("nft", "list", "tables") == ""
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert KernelMaps("legacy", Generation()).read().hindrance == "nft is not installed"

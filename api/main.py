@@ -40,14 +40,17 @@ from gateway.kernel.generation import Generation
 from gateway.kernel.links import KernelLinks
 from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
+from gateway.kernel.restore import RestoreFirewall
 from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.variant import choose, iptables_version
+from gateway.ports import Firewall, Refused, Variant
 from gateway.remembered import EvidentFirewall, Memories, RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
 from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
 from rules.desired import Facts
+from rules.inputguard import guard_chain
 from rules.spec import Interfaces
 
 log = logging.getLogger("natgw")
@@ -106,7 +109,9 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
         KernelFlows(),
         WatchedNft(KernelNft(generation), watch),
         WatchedShaper(shaper, watch),
+        firewall6=_firewall6(settings, firewall.variant),
         maps=WatchedMaps(KernelMaps(firewall.variant, generation), watch),
+        tables6=("mangle",),
         memory=Memories(firewall, (links,)),
     )
     return kernel, watch
@@ -125,6 +130,27 @@ def _firewall(settings: Settings, generation: Generation) -> EvidentFirewall:
     from gateway.kernel.nft_variant import NftVariantFirewall  # noqa: PLC0415
 
     return NftVariantFirewall(generation)
+
+
+def _firewall6(settings: Settings, variant: Variant) -> Firewall | None:
+    """The driver of IPv6's tables, where these shall hold something or hold something from an earlier run.
+
+    Asking for a legacy table loads it, and a loaded table stands in the way of every packet.
+    """
+    driver = RestoreFirewall(variant, 6)
+    if settings.input is not None:
+        if Path("/proc/net/if_inet6").exists():
+            return driver
+        log.info("IPv6 is off: NATGW_INPUT=protect is about IPv4 alone")
+        return None
+    loaded = Path("/proc/net/ip6_tables_names")  # of this network namespace
+    if variant == "legacy" and not (loaded.exists() and "mangle" in loaded.read_text().split()):
+        return None
+    try:
+        left = guard_chain(6)[0] in driver.read(("mangle",)).chains
+    except Refused:
+        return None  # no such tables: nothing is left in them
+    return driver if left else None
 
 
 def _interfaces(settings: Settings) -> Interfaces | None:
@@ -150,7 +176,7 @@ async def _serve(settings: Settings) -> None:
         announcer,
         Store(settings.state_dir),
         clock,
-        facts=Facts(settings.arp, fastpath=settings.fastpath),
+        facts=Facts(settings.arp, fastpath=settings.fastpath, input=settings.input),
         interfaces=_interfaces(settings),
         version=version("vpc-nat-gateway"),
         drift=Drift(clock, journal, settings.drift, watch),

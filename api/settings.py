@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from api.listen import CannotListen, parse_listen
 from gateway.drift import Policy as DriftPolicy
 from gateway.watcher.options import LogOptions
 from rules.desired import ArpPolicy
 from rules.fastpath import Setting as FastpathSetting
+from rules.inputguard import InputPolicy
 
 IptablesChoice = Literal["auto", "legacy", "nft"]
 LogFormat = Literal["console", "json"]
@@ -33,6 +36,7 @@ class Settings:
     listen: str | None
     token_file: Path | None
     log: LogFormat = "console"
+    input: InputPolicy | None = None
     fastpath: FastpathSetting = "auto"
 
     @classmethod
@@ -54,7 +58,38 @@ class Settings:
             token_file=Path(token_file) if token_file else None,
             fastpath=cast(FastpathSetting, _one_of(environment, "NATGW_FASTPATH", get_args(FastpathSetting))),
             log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),
+            input=_input_policy(environment),
         )
+
+
+def _input_policy(environment: Mapping[str, str]) -> InputPolicy | None:
+    """What may be sent to the gateway itself: None for all. Where it was told to listen counts as named."""
+    choice = _one_of(environment, "NATGW_INPUT", ("open", "protect"))
+    ports = [_port(word) for word in _listed(environment, "NATGW_METRICS_PORTS")]
+    peers = [_peer(word) for word in _listed(environment, "NATGW_BGP_PEERS")]
+    places = [environment.get(name) for name in ("NATGW_LISTEN", "NATGW_METRICS_LISTEN")]
+    try:
+        listeners = tuple(parse_listen(place) for place in places if place)
+    except CannotListen as error:
+        raise BadSetting(str(error)) from error
+    return InputPolicy(tuple(ports), tuple(peers), listeners) if choice == "protect" else None
+
+
+def _listed(environment: Mapping[str, str], name: str) -> list[str]:
+    return [word for word in environment.get(name, "").replace(",", " ").split() if word]
+
+
+def _port(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and 0 < int(word[:9]) < 65536):
+        raise BadSetting(f"NATGW_METRICS_PORTS: {word!r} is not a port number")
+    return int(word)
+
+
+def _peer(word: str) -> str:
+    try:
+        return str(ip_network(word))
+    except ValueError as error:
+        raise BadSetting(f"NATGW_BGP_PEERS: {error}") from error
 
 
 def _one_of(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:

@@ -381,7 +381,7 @@ class Service:
             self._followers.changed(old, new)
             for told in self._told:
                 told()
-        announced = self._followers.announce(old, new, done.actual, asked)
+        announced = self._followers.announce(new, done.actual, asked)
         self._followers.save(Stored(new, self._facts.claimed))
         return announced
 

@@ -63,10 +63,11 @@ class Kernel:
     """The table of share-type DNAT; this and what follows: where they matter."""
     shaper: Shaper | None = None
     firewall6: Firewall | None = None
-    """The same tables for IPv6."""
     maps: Maps | None = None
     """The maps ahead of the chains."""
     tables: tuple[str, ...] = TABLES
+    tables6: tuple[str, ...] = ()
+    """Of ``firewall6``; empty: the same ones."""
     memory: Memory | None = None
     """Where readings are remembered."""
 
@@ -85,7 +86,7 @@ def read(kernel: Kernel, *, anew: bool = False) -> Actual:
         kernel.memory.forget()
     chains = kernel.firewall.read(kernel.tables).chains
     if kernel.firewall6:
-        chains = {**chains, **kernel.firewall6.read(kernel.tables).chains}
+        chains = {**chains, **kernel.firewall6.read(kernel.tables6 or kernel.tables).chains}
     nft = kernel.nft.read() if kernel.nft else NftTable()
     tc = kernel.shaper.read() if kernel.shaper else {}
     return with_links(_with_maps(Actual(Ruleset(chains), nft=nft, tc=tc), kernel.maps), kernel.links.read())

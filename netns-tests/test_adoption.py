@@ -22,8 +22,10 @@ from world import INTERNET, Gateway, World, wait_for
 from api.http_models import plan_model
 from gateway import transaction
 from gateway.kernel.conntrack import KernelFlows
+from gateway.kernel.generation import Generation
 from gateway.kernel.legacy import LegacyFirewall
 from gateway.kernel.links import KernelLinks
+from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.nft_variant import NftVariantFirewall
 from gateway.kernel.shaper import KernelShaper
@@ -46,8 +48,10 @@ def world() -> Iterator[World]:
 def adopted(gateway: Gateway) -> tuple[GatewaySpec, Plan]:
     """What a daemon without a file would adopt here, and what it would do first."""
     with gateway.entered():
-        firewall = LegacyFirewall() if gateway.variant == "legacy" else NftVariantFirewall()
-        kernel = Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(), KernelShaper())
+        generation = Generation()
+        firewall = LegacyFirewall() if gateway.variant == "legacy" else NftVariantFirewall(generation)
+        maps = KernelMaps(gateway.variant, generation)
+        kernel = Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(generation), KernelShaper(), maps=maps)
         actual = transaction.read(kernel)
         spec = adopt(actual)
         assert isinstance(spec, GatewaySpec)

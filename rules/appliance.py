@@ -7,12 +7,13 @@ one of them for as long as its network namespace lives; which one, the first ``i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from rules import adopt as gateway_adopt
 from rules import desired as gateway_desired
 from rules import flows as gateway_flows
-from rules import loadbalancer
+from rules import inputguard, loadbalancer
 from rules.desired import Facts
 from rules.flows import Flow, FlowFilter
 from rules.loadbalancer import LoadBalancerSpec
@@ -46,8 +47,13 @@ def only(kind: type[S], edit: Callable[[S | None], S]) -> Callable[[Spec | None]
 def desired(spec: Spec, facts: Facts, actual: Actual) -> Desired:
     """Every statement about the kernel that the spec implies."""
     if isinstance(spec, LoadBalancerSpec):
-        return loadbalancer.desired(spec, facts, actual)
-    return gateway_desired.desired(spec, facts, actual)
+        wanted = loadbalancer.desired(spec, facts, actual)
+    else:
+        wanted = gateway_desired.desired(spec, facts, actual)
+    if not spec.initialized:
+        return wanted
+    chains, hooks = inputguard.statements(facts.input, spec.interfaces, actual)
+    return replace(wanted, chains={**wanted.chains, **chains}, hooks={**wanted.hooks, **hooks})
 
 
 def adopt(actual: Actual, interfaces: Interfaces | None = None) -> Spec | None:

@@ -72,7 +72,7 @@ def delta(desired: Desired, actual: Actual) -> Plan:
     """
     arp = list(_arp(desired, actual))
     guard_first = not any(step.on for step in arp)
-    mangle, nft = _table("mangle", desired, actual), _nft(desired, actual)
+    mangle, nft = [_table("mangle", desired, actual), _table("mangle", desired, actual, 6)], _nft(desired, actual)
     # Chains before maps: the reason is rules.fastpath's.
     nat = [_table("nat", desired, actual), _table("nat", desired, actual, 6), _maps(desired, actual)]
     links = [
@@ -86,7 +86,7 @@ def delta(desired: Desired, actual: Actual) -> Plan:
         *_sysctls(desired, actual),
         *_devices_gone(desired, actual),
     ]
-    ordered = [mangle, *nat, nft, *links, *arp] if guard_first else [*nat, nft, *links, *arp, mangle]
+    ordered = [*mangle, *nat, nft, *links, *arp] if guard_first else [*nat, nft, *links, *arp, *mangle]
     middle = (step for step in ordered if step is not None)
     # A limit comes before the traffic that it is for, and goes after it.
     before, after = _limits(desired.tc, actual.tc)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rules import fastpath, nat, qos, share
+from rules.inputguard import InputPolicy
 from rules.keyed import Keyed
 from rules.nft import NftTable
 from rules.spec import Eip, GatewaySpec
@@ -26,13 +27,14 @@ class Facts:
     ``arp``: auto, or on (never touched). ``claimed``: addresses that do not bear our mark and yet go when their EIP
     goes: another program put them up for EIPs that we adopted. ``dismissed``: prefixes whose routes on the tenant's
     side go, whoever made them, for a call has named them. ``fastpath``: off, or maps ahead of the chains wherever that
-    is possible.
+    is possible. ``input``: what may be sent to the gateway itself; None: everything.
     """
 
     arp: ArpPolicy = "auto"
     claimed: frozenset[AddressKey] = frozenset()
     dismissed: frozenset[str] = frozenset()
     fastpath: fastpath.Setting = "auto"
+    input: InputPolicy | None = None
 
 
 def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:

@@ -33,6 +33,7 @@ from rules.ruleset import (
     Match,
     NewChain,
     OutInterface,
+    Protocol,
     ReplaceRules,
     Return,
     Rule,
@@ -41,6 +42,7 @@ from rules.ruleset import (
     SetMark,
     Snat,
     Source,
+    States,
     Target,
 )
 
@@ -63,8 +65,10 @@ _NAME = rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{CHAIN_NAME_MAX - 1}}}"
 _RULE = re.compile(
     rf"(?:-s ({_PREFIX}) )?(?:-d ({_PREFIX}) )?(?:-i ({_INTERFACE}) )?(?:-o ({_INTERFACE}) )?"
     rf"(?:-p (tcp|udp|sctp) -m \5 --dport ({_PORT}) )?"
+    rf"(?:-p (icmp|ipv6-icmp) )?"
     rf"(?:-m mark --mark ({_HEX})(?:/(?!0xf{{8}} )({_HEX}))? )?"
     rf"(?:-m conntrack --ctstate (DNAT) --ctorigdst ({_ADDRESS}) )?"
+    rf"(?:-m conntrack --ctstate (RELATED,ESTABLISHED) )?"
     rf"(?:-g ({_NAME})|-j (?:DNAT --to-destination ({_ADDRESS})(?::({_PORT}))?"
     rf"|SNAT --to-source ({_ADDRESS})( --random-fully)?"
     rf"|MARK --set-xmark ({_HEX})/({_HEX})"
@@ -113,6 +117,10 @@ def _match(match: Match) -> str:  # noqa: PLR0911 -- one line a match
             return f"-p {protocol} -m {protocol} --dport {port}"
         case Mark(value, mask):
             return f"-m mark --mark {value:#x}" if mask == ALL_BITS else f"-m mark --mark {value:#x}/{mask:#x}"
+        case Protocol(name):
+            return f"-p {name}"
+        case States(names):
+            return f"-m conntrack --ctstate {names}"
         case Conntrack(state, orig_dst):
             return f"-m conntrack --ctstate {state} --ctorigdst {orig_dst}"
 
@@ -137,7 +145,7 @@ def _target(target: Target) -> str:  # noqa: PLR0911 -- one line a target
             return "-j RETURN"
 
 
-@lru_cache(maxsize=1 << 16)  # a table is read before and after every change, and most of it is as it was
+@lru_cache(maxsize=1 << 12)  # what was just rendered is read back
 def parse_rule(text: str) -> AnyRule:
     """The rule that iptables-save printed as ``text`` (after ``-A CHAIN``).
 
@@ -147,9 +155,9 @@ def parse_rule(text: str) -> AnyRule:
     found = _RULE(text)
     if found is None:
         return Foreign(text)
-    src, dst, iif, oif, proto, dport, mark, mask, state, orig, *action = found.groups()
+    src, dst, iif, oif, proto, dport, icmp, mark, mask, state, orig, states, *action = found.groups()
     target = _parse_target(action)
-    if target is None or (dport and int(dport) > PORT_MAX):
+    if target is None or (dport and (int(dport) > PORT_MAX or icmp)) or (state and states):
         return Foreign(text)
     matches: list[Match] = []
     if src:
@@ -162,10 +170,14 @@ def parse_rule(text: str) -> AnyRule:
         matches.append(OutInterface(oif))
     if proto:
         matches.append(DestinationPort(proto, int(dport)))
+    if icmp:
+        matches.append(Protocol(icmp))
     if mark:
         matches.append(Mark(int(mark, 16), int(mask, 16) if mask else ALL_BITS))
     if state:
         matches.append(Conntrack(state, orig))
+    if states:
+        matches.append(States(states))
     return Rule(tuple(matches), target)
 
 

@@ -102,8 +102,13 @@ def shared_dnat(dnats: Keyed[spec.Dnat]) -> Rules:
 
 
 def _port_mapping(d: spec.Dnat) -> AnyRule:
-    matches = (Destination(f"{d.eip}/32"), DestinationPort(d.protocol, d.external_port))
+    matches = (_to(d.eip), DestinationPort(d.protocol, d.external_port))
     return Rule(matches, Dnat(d.internal_ip, d.internal_port))
+
+
+@lru_cache(maxsize=4096)
+def _to(eip: str) -> Destination:
+    return Destination(f"{eip}/32")
 
 
 _port_mappings = Rendered(_port_mapping)

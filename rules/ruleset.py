@@ -52,6 +52,20 @@ class DestinationPort:
 
 
 @dataclass(frozen=True, slots=True)
+class Protocol:
+    """``-p icmp``: a protocol, whatever its ports (icmp, ipv6-icmp)."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """``-m conntrack --ctstate RELATED,ESTABLISHED``: what belongs to a connection that stands."""
+
+    names: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """``-m mark --mark value/mask``: the packet's mark under a mask."""
 
@@ -67,7 +81,7 @@ class Conntrack:
     orig_dst: str
 
 
-Match = Source | Destination | InInterface | OutInterface | DestinationPort | Mark | Conntrack
+Match = Source | Destination | InInterface | OutInterface | DestinationPort | Mark | Conntrack | Protocol | States
 
 
 @dataclass(frozen=True, slots=True)

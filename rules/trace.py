@@ -35,12 +35,14 @@ from rules.ruleset import (
     Masquerade,
     Match,
     OutInterface,
+    Protocol,
     Return,
     Rule,
     Ruleset,
     SetMark,
     Snat,
     Source,
+    States,
     Target,
 )
 from rules.share import Service, Services
@@ -354,6 +356,10 @@ class _Walk:
                 return self.out is not None and name == self.out.interface
             case DestinationPort(protocol, port):
                 return (protocol, port) == (self.packet.protocol, self.packet.dport)
+            case Protocol(name):
+                return name == self.packet.protocol
+            case States():
+                return False  # it is the first packet
             case Mark(value, mask):
                 return self.packet.mark & mask == value
             case Conntrack("DNAT", orig_dst):

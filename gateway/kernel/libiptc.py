@@ -39,12 +39,14 @@ from rules.ruleset import (
     Match,
     NewChain,
     OutInterface,
+    Protocol,
     ReplaceRules,
     Return,
     Rule,
     SetMark,
     Snat,
     Source,
+    States,
     Target,
 )
 
@@ -162,6 +164,10 @@ def _add_match(built: _Rule, match: Match) -> None:
             _extension(built.create_match(protocol), dport=str(port))
         case Mark(value, mask):
             _extension(built.create_match("mark"), mark=f"{value:#x}/{mask:#x}")
+        case Protocol(name):
+            built.protocol = name
+        case States(names):
+            _extension(built.create_match("conntrack"), ctstate=names)
         case Conntrack(state, orig_dst):
             _extension(built.create_match("conntrack"), ctstate=state, ctorigdst=orig_dst)
 

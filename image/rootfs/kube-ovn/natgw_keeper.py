@@ -4,8 +4,9 @@ A gateway's pod runs `sleep` as its first process: nothing there would start the
 daemon leaves behind. This process is the daemon's parent and adopts (PR_SET_CHILD_SUBREAPER) what it forked.
 
 A daemon that ends by itself with 0, or on SIGTERM or SIGINT, was told to stop, and its keeper ends with it. After any
-other end it is started again: at once if it had lived for a while, else after a delay that grows. One that never
-became ready is given up: whoever asked for it is told, and the next verb tries anew, perhaps with other settings.
+other end it is started again: the first time at once, after further ends within seconds with a delay that grows. One
+that never became ready is given up: whoever asked for it is told, and the next verb tries anew, perhaps with other
+settings.
 
 Who connects to the socket asks for a daemon, which cuts a delay short. `1` is the answer when verbs are taken; a
 connection closed without it says that the daemon just started has ended.
@@ -172,7 +173,7 @@ class Keeper:
         now = time.monotonic()
         self.why = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
         self.failures = 0 if now - self.started >= STEADY_SECONDS else self.failures + 1
-        delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (self.failures - 1)) if self.failures else 0.0
+        delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (self.failures - 2)) if self.failures > 1 else 0.0
         if self.serving and self.waiting:
             delay = 0.0
         else:

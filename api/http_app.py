@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from api.http_console import add_console
 from api.http_drift import add_drift
 from api.http_events import add_events
 from api.http_gateway import Committer, add_gateway, add_probes, add_views
@@ -53,6 +54,7 @@ def build_app(
     add_events(app, service.journal)
     add_probes(app, service)
     add_traffic(app, traffic or TrafficReader(lambda: service.spec))
+    add_console(app)
     _say_problem_json(app)
     return app
 

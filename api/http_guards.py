@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http_console import is_public
 from api.http_problems import problem
 from api.listen import CannotListen, TokenFile
 from gateway.journal import Asker
@@ -68,7 +69,11 @@ class BearerToken:
         self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._admits(Headers(scope=scope).get("authorization", "")):
+        if (
+            scope["type"] != "http"
+            or is_public(scope["path"])
+            or self._admits(Headers(scope=scope).get("authorization", ""))
+        ):
             await self._app(scope, receive, send)
             return
         headers = {"WWW-Authenticate": "Bearer"}

@@ -101,7 +101,7 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
     """The drivers; for the writer's thread, in whose network namespace they open their sockets."""
     generation = Generation()
     firewall = RememberedFirewall(_firewall(settings, generation))
-    links, shaper = KernelLinks(), KernelShaper()
+    links, shaper, maps = KernelLinks(), KernelShaper(), KernelMaps(firewall.variant, generation)
     watch = Watch(evidence(firewall.variant, events))
     kernel = Kernel(
         WatchedFirewall(firewall, watch),
@@ -110,9 +110,9 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
         WatchedNft(KernelNft(generation), watch),
         WatchedShaper(shaper, watch),
         firewall6=_firewall6(settings, firewall.variant),
-        maps=WatchedMaps(KernelMaps(firewall.variant, generation), watch),
+        maps=WatchedMaps(maps, watch),
         tables6=("mangle",),
-        memory=Memories(firewall, (links,)),
+        memory=Memories(firewall, (links, maps)),
     )
     return kernel, watch
 

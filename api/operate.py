@@ -16,6 +16,7 @@ from api.cliparts import FAILED, NOT_RUNNING, AsJson, ask, stop
 def add_commands(app: typer.Typer) -> None:
     """Add all of them to ``natgw``."""
     app.command()(events)
+    app.command()(console)
 
 
 def events(
@@ -59,3 +60,27 @@ def _following(context: typer.Context, after: int) -> Iterator[dict[str, Any]]:
         stop(str(error), NOT_RUNNING)
     except Failed as error:
         stop(str(error), FAILED)
+
+
+def console(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On which port of 127.0.0.1; 0: any free one.")] = 0,
+) -> None:
+    """Show the gateway in a browser on this machine, until Ctrl-C: traffic, addresses, events. It only reads.
+
+    Prints the address to open. For a gateway in a cluster set NATGW_LISTEN=127.0.0.1:8443 and NATGW_TOKEN_FILE,
+    run `kubectl port-forward POD 8443`, and open http://127.0.0.1:8443/.
+
+    Example: natgw console
+    """
+    import asyncio  # noqa: PLC0415 -- slow to import
+
+    from api.consoleproxy import serve_console  # noqa: PLC0415
+
+    ask(context, "GET", "/v1/status")  # whoever names a run directory without a daemon is told so
+    try:
+        asyncio.run(serve_console(context.obj / "api.sock", port, typer.echo))
+    except OSError as error:
+        stop(f"127.0.0.1:{port}: {error.strerror or error}", FAILED)
+    except KeyboardInterrupt:
+        raise typer.Exit from None

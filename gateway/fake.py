@@ -279,6 +279,10 @@ class FakeMaps:
     def read(self) -> MapsReading:
         return MapsReading(self.kernel.maps, self.kernel.no_maps)
 
+    def share(self, table: MapTable) -> None:
+        if self.kernel.maps == table:
+            self.kernel.maps = table
+
     def commit(self, edits: Sequence[MapEdit]) -> None:
         step = "edit table ip natgw"
         self.kernel.step(step)

@@ -165,6 +165,10 @@ class Maps(Protocol):
         """Carry the edits out as one transaction; raises Refused and changes nothing."""
         ...
 
+    def share(self, table: MapTable) -> None:
+        """Keep the very objects of a table that equals the one that stands, so that they are compared at once."""
+        ...
+
 
 class Sender(Protocol):
     """Sends Ethernet frames out of the external interface."""

@@ -139,6 +139,8 @@ def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Done:
         left = delta(wanted, actual)
         if not left and kernel.memory:
             kernel.memory.share(wanted.chains)
+        if not left and kernel.maps and wanted.maps:
+            kernel.maps.share(wanted.maps)
         return left
 
     return converge(kernel, planned)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gateway.ports import Firewall, Links, LinksReading, Maps, MapsReading, Nft, Shaper, Variant
-from rules.maps import MapEdit
+from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import LinkStep
@@ -141,6 +141,9 @@ class WatchedMaps:
     def commit(self, edits: Sequence[MapEdit]) -> None:
         with self.watch.writing("maps"):
             self.port.commit(edits)
+
+    def share(self, table: MapTable) -> None:
+        self.port.share(table)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from netns import Namespace, require
+from specs import random_spec
 
 from gateway.kernel import maps
 from gateway.kernel.generation import Generation
@@ -20,7 +21,7 @@ from rules.fastpath import NO_TABLE
 from rules.maps import AddEntry, DropEntry, DropTable, EntryKey, MapEdit, Unlabelled, WriteChains, script
 from rules.nft import ServiceKey
 from rules.share import Service, edits, table_of
-from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Snat
+from rules.spec import Interfaces
 
 
 @pytest.fixture
@@ -36,37 +37,9 @@ def driver(inside: Namespace) -> KernelMaps:
     return KernelMaps("legacy", Generation())
 
 
-def spec(seed: int) -> GatewaySpec:
-    """Some spec; those of different seeds have identities in common."""
-    chance = random.Random(seed)
-
-    def some(most: int) -> range:
-        return range(chance.randrange(most))
-
-    def address(net: str) -> str:
-        return f"{net}.{chance.randrange(1, 5)}"
-
-    sides = Interfaces(external=chance.choice(["net1", "net1", "net2"]))
-    dnats = [(address("192.168.0"), chance.choice([53, 80]), chance.choice(["tcp", "udp"])) for _ in some(8)]
-    cidrs = ["10.0.0.0/8", "10.0.0.0/23", "10.0.0.0/24", "10.0.1.0/24", "10.0.1.1/32", "0.0.0.0/0"]
-    snats = [(address("192.168.0"), chance.choice(cidrs)) for _ in some(8)]
-    return GatewaySpec(
-        interfaces=sides,
-        eips=[Eip(address=f"{ip}/24") for ip in {address("192.168.0") for _ in some(4)}],
-        fips=[Fip(eip=ip, internal_ip=address("10.0.1")) for ip in {address("192.168.0") for _ in some(4)}],
-        dnats=[
-            Dnat(eip=eip, external_port=port, protocol=protocol, internal_ip=address("10.0.1"), internal_port=8080)
-            for eip, port, protocol in dict.fromkeys(dnats)
-        ],
-        snats=[
-            Snat(eip=eip, internal_cidr=cidr, random_fully=chance.random() < 0.5) for eip, cidr in dict.fromkeys(snats)
-        ],
-    )
-
-
 def test_any_spec_follows_any_other(driver: KernelMaps) -> None:
     for seed in range(60):
-        wanted = fastpath.table(spec(seed))
+        wanted = fastpath.table(random_spec(random.Random(seed)))
         driver.commit(tuple(fastpath.edits(wanted, driver.read().table)))
         assert driver.read().table == wanted
         assert KernelMaps("legacy", Generation()).read().table == wanted
@@ -228,7 +201,7 @@ def test_the_whole_is_read_only_after_changes_of_others(
 def test_many_entries_at_once(driver: KernelMaps) -> None:
     fill(driver)
     many = {EntryKey("ports", f"192.168.{n >> 8}.{n & 255}", "udp", 53): ("10.0.1.1", n + 1) for n in range(5000)}
-    wanted = fastpath.table_of(Interfaces(), STANDING.entries | many)
+    wanted = fastpath.table_of(Interfaces(), {**STANDING.entries, **many})
     driver.commit(tuple(fastpath.edits(wanted, STANDING)))
     assert KernelMaps("legacy", Generation()).read().table == driver.read().table == wanted
 

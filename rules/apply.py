@@ -11,8 +11,9 @@ from dataclasses import replace
 from functools import reduce
 from typing import TypeVar
 
+from rules.entries import Entries
 from rules.iptables import CHAIN_NAME_MAX, render_rule
-from rules.maps import AddEntry, DropEntry, DropTable, MapEdit, MapTable, WriteChains, asked
+from rules.maps import AddEntry, DropEntry, DropTable, EntryKey, MapEdit, MapTable, WriteChains, asked
 from rules.maps import script as map_script
 from rules.nft import (
     AddChain,
@@ -23,6 +24,7 @@ from rules.nft import (
     DeleteSet,
     DeleteTable,
     DropChain,
+    Endpoint,
     NftCommand,
     NftTable,
     SetRules,
@@ -321,8 +323,8 @@ def apply_command(table: NftTable, command: NftCommand) -> NftTable:  # noqa: PL
 
 def apply_map_edits(table: MapTable, edits: Iterable[MapEdit]) -> MapTable:
     """The table of maps after all edits of one transaction; raises Rejected, and then none of them happened."""
-    entries = dict(table.entries)
-    chains, maps = table.chains, table.maps
+    chains, maps, entries = table.chains, table.maps, table.entries
+    changes: dict[EntryKey, Endpoint | None] = {}
     for edit in edits:
         try:
             map_script([edit])
@@ -333,15 +335,17 @@ def apply_map_edits(table: MapTable, edits: Iterable[MapEdit]) -> MapTable:
                 _need(asked(written).isdisjoint(unasked), edit, "Device or resource busy")
                 _need(maps >= set(unasked), edit, "No such file or directory")
                 chains, maps = {**chains, **written}, (maps | asked(written)) - set(unasked)
-                entries = {key: target for key, target in entries.items() if key.map in maps}
+                if unasked:
+                    changes |= {key: None for key in (*entries, *changes) if key.map in unasked}
             case DropTable():
                 _need(bool(chains or maps or table.damaged), edit, "No such file or directory")
-                chains, maps, entries = {}, frozenset(), {}
+                chains, maps, entries = {}, frozenset(), Entries()
+                changes.clear()
             case AddEntry(key, target):
                 _need(key.map in maps, edit, "No such file or directory")
-                _need(key not in entries, edit, "File exists")
-                entries[key] = target
+                _need(changes.get(key, entries.get(key)) is None, edit, "File exists")
+                changes[key] = target
             case DropEntry(key):
-                _need(key in entries, edit, "No such file or directory")
-                del entries[key]
-    return MapTable(chains, maps, entries)
+                _need(changes.get(key, entries.get(key)) is not None, edit, "No such file or directory")
+                changes[key] = None
+    return MapTable(chains, maps, entries.changed(changes))

@@ -37,11 +37,13 @@ nobody takes off, and walks our chains as it always did. An entry whose EIP is n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
 from rules import nat
+from rules.entries import Entries
 from rules.iptables import render_rule
+from rules.keyed import HasKey, Keyed
 from rules.maps import (
     POSTROUTING,
     PREROUTING,
@@ -63,7 +65,10 @@ from rules.maps import (
 )
 from rules.nft import Endpoint
 from rules.ruleset import AnyRule, ChainRef, Rules
-from rules.spec import GatewaySpec, Interfaces, Snat
+from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Snat
+from rules.splice import once, splice
+
+T = TypeVar("T", bound=HasKey)
 
 Setting = Literal["auto", "off"]
 NO_TABLE = MapTable()
@@ -73,14 +78,19 @@ _FIP_IN, _PORTS, _FIP_OUT = FipIn(), Ports(), FipOut()
 
 def table(spec: GatewaySpec) -> MapTable:
     """The whole table of a spec."""
-    found = entries(spec)
-    return table_of(spec.interfaces, found)
+    standing = _chains_of(spec.interfaces, spec.snats)
+    return MapTable(standing, asked(standing), entries(spec))
 
 
 def table_of(sides: Interfaces, found: Mapping[EntryKey, Endpoint]) -> MapTable:
     """The table that holds these entries."""
     standing = chains(sides, (key.map for key in found))
-    return MapTable(standing, asked(standing), found)
+    return MapTable(standing, asked(standing), Entries(found))
+
+
+@once
+def _chains_of(sides: Interfaces, snats: Keyed[Snat]) -> dict[str, MapRules]:
+    return chains(sides, (snat_key(snat).map for snat in _oldest(snats, {snat.internal_cidr for snat in snats})))
 
 
 def chains(sides: Interfaces, maps: Iterable[str]) -> dict[str, MapRules]:
@@ -99,25 +109,90 @@ def chains(sides: Interfaces, maps: Iterable[str]) -> dict[str, MapRules]:
     }
 
 
-def entries(spec: GatewaySpec) -> dict[EntryKey, Endpoint]:
-    """Every entry of a spec; where two objects make one key the older has it."""
-    found: dict[EntryKey, Endpoint] = {EntryKey("hairpin", e.ip): (e.ip, 0) for e in spec.eips}
-    for d in spec.dnats:
-        found[EntryKey("ports", d.eip, d.protocol, d.external_port)] = (d.internal_ip, d.internal_port)
-    for f in spec.fips:
-        found[EntryKey("fip-in", f.eip)] = (f.internal_ip, 0)
-        found.setdefault(EntryKey("fip-out", f.internal_ip), (f.eip, 0))
-    oldest: dict[str, Snat] = {}
-    for snat in spec.snats:
-        oldest.setdefault(snat.internal_cidr, snat)
-    found.update((snat_key(snat), (snat.eip, 0)) for snat in oldest.values())
-    return found
+class _Entries:
+    """The entries of a spec; what it has in common with the last one asked for is not looked at again."""
+
+    def __init__(self) -> None:
+        self._last: tuple[GatewaySpec, Entries[EntryKey, Endpoint]] = (GatewaySpec(), Entries())
+
+    def __call__(self, spec: GatewaySpec) -> Entries[EntryKey, Endpoint]:
+        """Every entry of the spec; where two objects make one key the older has it."""
+        known, found = self._last
+        changes = (
+            _singly(_eip_entry, *_between(known.eips, spec.eips))
+            | _singly(_dnat_entry, *_between(known.dnats, spec.dnats))
+            | _singly(_fip_entry, *_between(known.fips, spec.fips))
+        )
+        changes |= _fip_sources(spec.fips, *_between(known.fips, spec.fips))
+        changes |= _prefixes(spec.snats, *_between(known.snats, spec.snats))
+        found = found.changed(changes)
+        self._last = (spec, found)  # both at once: threads may call
+        return found
+
+
+entries = _Entries()
+
+
+def _between(old: Keyed[T], new: Keyed[T]) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    """What the one has that the other has not, and the other way round."""
+    if old is new:
+        return (), ()
+    _, gone, fresh = splice(tuple(old), tuple(new))
+    return gone, fresh
+
+
+def _singly(
+    made: Callable[[T], tuple[EntryKey, Endpoint]], gone: Iterable[T], fresh: Iterable[T]
+) -> dict[EntryKey, Endpoint | None]:
+    """What becomes of the entries of objects of which each has one of its own."""
+    found: dict[EntryKey, Endpoint | None] = {made(item)[0]: None for item in gone}
+    return found | dict(map(made, fresh))
+
+
+def _eip_entry(eip: Eip) -> tuple[EntryKey, Endpoint]:
+    return EntryKey("hairpin", eip.ip), (eip.ip, 0)
+
+
+def _dnat_entry(dnat: Dnat) -> tuple[EntryKey, Endpoint]:
+    return EntryKey("ports", dnat.eip, dnat.protocol, dnat.external_port), (dnat.internal_ip, dnat.internal_port)
+
+
+def _fip_entry(fip: Fip) -> tuple[EntryKey, Endpoint]:
+    return EntryKey("fip-in", fip.eip), (fip.internal_ip, 0)
+
+
+def _fip_sources(fips: Keyed[Fip], gone: Sequence[Fip], fresh: Sequence[Fip]) -> dict[EntryKey, Endpoint | None]:
+    """What becomes of the sources that the changed floating IPs have or had: the oldest one of each decides."""
+    concerned = {fip.internal_ip for fip in (*gone, *fresh)}
+    found: dict[EntryKey, Endpoint | None] = {EntryKey("fip-out", ip): None for ip in concerned}
+    oldest = (fip for fip in reversed(tuple(fips)) if fip.internal_ip in concerned)
+    return found | {EntryKey("fip-out", fip.internal_ip): (fip.eip, 0) for fip in oldest}
+
+
+def _prefixes(snats: Keyed[Snat], gone: Sequence[Snat], fresh: Sequence[Snat]) -> dict[EntryKey, Endpoint | None]:
+    """What becomes of the prefixes of the changed source translations."""
+    prefixes = {snat.internal_cidr for snat in (*gone, *fresh)}
+    found: dict[EntryKey, Endpoint | None] = {_key(prefix, how): None for prefix in prefixes for how in (True, False)}
+    return found | {snat_key(snat): (snat.eip, 0) for snat in _oldest(snats, prefixes)}
+
+
+def _oldest(snats: Keyed[Snat], prefixes: Container[str]) -> Iterable[Snat]:
+    """The source translation that decides for each of these prefixes."""
+    found: dict[str, Snat] = {}
+    for snat in snats:
+        if snat.internal_cidr in prefixes:
+            found.setdefault(snat.internal_cidr, snat)
+    return found.values()
 
 
 def snat_key(snat: Snat) -> EntryKey:
     """The key of a source translation: its prefix, in the map for the length and for how ports are chosen."""
-    address, _, length = snat.internal_cidr.partition("/")
-    return EntryKey(f"snat-{length}-random" if snat.random_fully else f"snat-{length}", address)
+    return _key(snat.internal_cidr, snat.random_fully)
+
+
+def _key(prefix: str, random_fully: bool) -> EntryKey:
+    address, _, length = prefix.partition("/")
+    return EntryKey(f"snat-{length}-random" if random_fully else f"snat-{length}", address)
 
 
 def hindrance(setting: Setting, ruleset: Mapping[ChainRef, Rules], found: str) -> str:
@@ -148,11 +223,13 @@ def edits(wanted: MapTable, standing: MapTable) -> Iterator[MapEdit]:
         yield DropTable()
         standing = NO_TABLE
     unasked = standing.maps - wanted.maps
-    for key, target in standing.entries.items():
-        if key.map not in unasked and wanted.entries.get(key) != target:
-            yield DropEntry(key)
+    changed = list(wanted.entries.differences(standing.entries))
+    changed.sort(key=_map_of)
+    yield from (DropEntry(key) for key, _, was in changed if was is not None and key.map not in unasked)
     if standing.chains != wanted.chains or standing.maps != wanted.maps:
         yield WriteChains(wanted.chains, tuple(sorted(unasked)))
-    for key, target in wanted.entries.items():
-        if standing.entries.get(key) != target:
-            yield AddEntry(key, target)
+    yield from (AddEntry(key, target) for key, target, _ in changed if target is not None)
+
+
+def _map_of(change: tuple[EntryKey, object, object]) -> str:
+    return change[0].map

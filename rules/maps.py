@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import NamedTuple
 from zlib import crc32
 
+from rules.entries import Entries
 from rules.nft import Endpoint
 
 TABLE = "natgw"
@@ -119,7 +120,7 @@ class MapTable:
 
     chains: Mapping[str, MapRules] = field(default_factory=dict)
     maps: frozenset[str] = frozenset()
-    entries: Mapping[EntryKey, Endpoint] = field(default_factory=dict)
+    entries: Entries[EntryKey, Endpoint] = field(default_factory=Entries)
     damaged: bool = False
 
     @property
@@ -319,7 +320,7 @@ def table_text(table: MapTable) -> str:
         return ""
     blocks: list[tuple[str, list[str]]] = []
     for name in sorted(table.maps):
-        entries = (f"{_key(key)} : {_target(to)}" for key, to in table.entries.items() if key.map == name)
+        entries = (f"{_key(key)} : {_target(to)}" for key, to in sorted(table.entries.items()) if key.map == name)
         listed = ",\n\t\t\t     ".join(entries)
         blocks.append((f"map {name}", [map_type(name), *([f"elements = {{ {listed} }}"] if listed else [])]))
     for chain, rules in table.chains.items():

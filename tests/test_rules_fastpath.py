@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -292,3 +293,34 @@ def test_the_table_as_people_read_it() -> None:
     spec = GatewaySpec(eips=[Eip(address="192.168.0.20/24")], snats=[snat])
     assert table_text(fastpath.table(spec)) == GOLDEN
     assert table_text(fastpath.NO_TABLE) == ""
+
+
+def by_the_book(spec: GatewaySpec) -> dict[EntryKey, tuple[str, int]]:
+    """Every entry of a spec, made from nothing."""
+    found = {EntryKey("hairpin", e.ip): (e.ip, 0) for e in spec.eips}
+    found |= {
+        EntryKey("ports", d.eip, d.protocol, d.external_port): (d.internal_ip, d.internal_port) for d in spec.dnats
+    }
+    found |= {EntryKey("fip-in", f.eip): (f.internal_ip, 0) for f in spec.fips}
+    for f in spec.fips:
+        found.setdefault(EntryKey("fip-out", f.internal_ip), (f.eip, 0))
+    oldest: dict[str, Snat] = {}
+    for snat in spec.snats:
+        oldest.setdefault(snat.internal_cidr, snat)
+    return found | {fastpath.snat_key(snat): (snat.eip, 0) for snat in oldest.values()}
+
+
+@some.quick
+@given(st.lists(some.specs, min_size=1, max_size=4), st.lists(some.commands, max_size=6))
+def test_entries_are_those_of_the_spec_whatever_was_asked_before(
+    specs: list[GatewaySpec], commands: list[Command]
+) -> None:
+    for spec in specs:
+        assert fastpath.entries(spec) == by_the_book(spec)
+    for command in commands:
+        with suppress(Conflict):
+            spec = edit(spec, command)
+        assert fastpath.entries(spec) == by_the_book(spec)
+        assert fastpath.table(spec).maps == frozenset(
+            {"fip-in", "ports", "fip-out", "hairpin"} | {key.map for key in by_the_book(spec)}
+        )

@@ -22,6 +22,7 @@ from gateway.kernel.tool import run
 from gateway.ports import MapsReading, Refused, Variant
 from rules import fastpath
 from rules.apply import Rejected, apply_map_edits
+from rules.entries import Entries
 from rules.maps import (
     POSTROUTING,
     PREROUTING,
@@ -91,6 +92,15 @@ class KernelMaps:
                 return
         self._read = None
 
+    def forget(self) -> None:
+        """Read everything anew the next time."""
+        self._read = None
+
+    def share(self, table: MapTable) -> None:
+        """Keep the very objects of a table that equals the one that stands, so that they are compared at once."""
+        if self._read is not None and self._read[1].table == table:
+            self._read = (self._read[0], replace(self._read[1], table=table))
+
     # --- writing ------------------------------------------------------------------------------------------
 
     def _run(self, edits: Sequence[MapEdit]) -> None:
@@ -125,7 +135,7 @@ class KernelMaps:
         if not right or not all(maps.values()):
             return MapTable(damaged=True)
         try:
-            entries = dict(entry for name in maps for entry in self._entries(name))
+            entries = Entries(dict(entry for name in maps for entry in self._entries(name)))
         except wire.Strange as strange:
             log.warning("the table ip %s is written anew: %s", TABLE, strange)
             return MapTable(damaged=True)

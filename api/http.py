@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,8 +21,10 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http_app import build_app
-from api.http_guards import PEER, BearerToken
-from api.listen import CannotListen, check_listen, tcp_socket
+from api.http_guards import PEER, BearerToken, LocalUsers
+from api.listen import CannotListen, check_listen, check_place, tcp_socket
+from api.rate import Buckets, RateLimit
+from api.tls import Exposure, reloading
 from api.traffic import TrafficReader
 from api.watching import SOCKET_NAME as FLOWS_SOCKET
 from gateway.service import Service
@@ -32,23 +36,30 @@ _UCRED = struct.Struct("3i")
 
 
 async def serve_http(
-    service: Service, run_dir: Path, listen: str | None, token_file: Path | None, stop: asyncio.Event
+    service: Service,
+    run_dir: Path,
+    listen: str | None,
+    token_file: Path | None,
+    stop: asyncio.Event,
+    *,
+    exposure: Exposure = Exposure(),  # noqa: B008 -- frozen
 ) -> None:
     """Answer on ``run_dir/api.sock`` and, if given, on ``listen`` (addr:port) until ``stop`` is set.
 
-    Running requests get some seconds to end. Raises CannotListen before anything listens when ``listen`` has no
-    usable ``token_file`` or an address cannot be bound.
+    Running requests get some seconds to end. Raises CannotListen before anything listens when ``listen`` has neither a
+    usable ``token_file`` nor callers' certificates to ask for, or where it must not listen or cannot.
     """
-    tokens = check_listen(listen, token_file) if listen else None
     traffic = TrafficReader(lambda: service.spec, run_dir / FLOWS_SOCKET)
     async with contextlib.AsyncExitStack() as stack:
-        listeners: list[tuple[ASGIApp, socket.socket]] = []
-        if listen and tokens:
-            tcp = stack.enter_context(contextlib.closing(tcp_socket(listen)))
-            listeners.append((BearerToken(build_app(service, traffic=traffic), tokens), tcp))
+        listeners: list[_Listener] = []
+        if listen:
+            listeners.append(
+                _over_tcp(stack, service, traffic, listen=listen, token_file=token_file, exposure=exposure)
+            )
         unix = stack.enter_context(unix_listener(run_dir / SOCKET_NAME))
-        listeners.append((build_app(service, traffic=traffic), unix))
-        running = [await stack.enter_async_context(_serving(app, sock)) for app, sock in listeners]
+        mine = frozenset({0, os.geteuid()})
+        listeners.append((LocalUsers(build_app(service, traffic=traffic), mine), unix, None))
+        running = [await stack.enter_async_context(_serving(*listener)) for listener in listeners]
         stopping = asyncio.create_task(_wait(stop))
         stack.callback(stopping.cancel)
         await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
@@ -56,6 +67,32 @@ async def serve_http(
         for server in running:
             if server.done():
                 server.result()
+
+
+_Listener = tuple[ASGIApp, socket.socket, ssl.SSLContext | None]
+
+
+def _over_tcp(
+    stack: contextlib.AsyncExitStack,
+    service: Service,
+    traffic: TrafficReader,
+    *,
+    listen: str,
+    token_file: Path | None,
+    exposure: Exposure,
+) -> _Listener:
+    """The application behind its guards, the outermost first: rate, token, size; and where it listens."""
+    tls = exposure.tls
+    tokens = check_listen(listen, token_file, mutual_tls=exposure.mutual)
+    context = reloading(tls) if tls else None
+    if not exposure.anywhere:
+        sides = service.status().interfaces
+        check_place(listen, (sides.vpc, sides.external))
+    app: ASGIApp = build_app(service, traffic=traffic)
+    if tokens:
+        app = BearerToken(app, tokens)
+    tcp = stack.enter_context(contextlib.closing(tcp_socket(listen)))
+    return RateLimit(app, Buckets(*exposure.rate), time.monotonic), tcp, context
 
 
 async def _wait(stop: asyncio.Event) -> None:
@@ -73,6 +110,16 @@ class _Protocol(H11Protocol):
             self.client = (f"{PEER}{pid},{uid}", 0)
 
 
+class _Config(uvicorn.Config):
+    """A configuration with a TLS context made elsewhere."""
+
+    context: ssl.SSLContext | None = None
+
+    def load(self) -> None:
+        super().load()
+        self.ssl = self.context
+
+
 class _Server(uvicorn.Server):
     """A uvicorn that leaves the process's signals to the daemon."""
 
@@ -82,23 +129,23 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _serving(app: ASGIApp, sock: socket.socket) -> AsyncIterator[asyncio.Task[None]]:
+async def _serving(app: ASGIApp, sock: socket.socket, tls: ssl.SSLContext | None) -> AsyncIterator[asyncio.Task[None]]:
     """A server at work in its thread; it ends with the block."""
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=_Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
+    config = _Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    config.context = tls
+    server = _Server(config)
     running = asyncio.create_task(asyncio.to_thread(server.run, [sock]))
     try:
         yield running

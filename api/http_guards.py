@@ -61,6 +61,23 @@ class SizeLimit:
         await self._app(scope, counted, send)
 
 
+class LocalUsers:
+    """Lets only these users' processes pass on a Unix socket; the socket's mode should have kept others out before."""
+
+    def __init__(self, app: ASGIApp, users: frozenset[int]) -> None:
+        self._app = app
+        self._users = users
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = str((scope.get("client") or ("",))[0])
+        user = name.removeprefix(PEER).partition(",")[2]
+        if scope["type"] != "http" or (name.startswith(PEER) and user.isdecimal() and int(user) in self._users):
+            await self._app(scope, receive, send)
+            return
+        detail = f"user {user or 'unknown'} may not use this gateway"
+        await problem(403, "forbidden", "Forbidden", detail)(scope, receive, send)
+
+
 class BearerToken:
     """Lets only requests with the right ``Authorization: Bearer`` pass (RFC 6750); all others get 401."""
 

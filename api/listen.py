@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import fcntl
 import re
 import socket
+import struct
+from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 from pathlib import Path
+
+_SIOCGIFCONF = 0x8912
+_IFREQ = 40  # bytes of a struct ifreq on 64-bit machines: a name of 16, a sockaddr_in, padding
 
 
 class CannotListen(OSError):
@@ -50,14 +58,53 @@ def parse_listen(listen: str) -> tuple[str, int]:
     return host, port
 
 
-def check_listen(listen: str, token_file: Path | None) -> TokenFile:
-    """The token to ask for on ``listen``; raises CannotListen without a usable one."""
+def check_listen(listen: str, token_file: Path | None, *, mutual_tls: bool = False) -> TokenFile | None:
+    """The token to ask for on ``listen``, None where callers show certificates alone; raises CannotListen."""
     parse_listen(listen)
+    if token_file is None and mutual_tls:
+        return None
     if token_file is None:
-        raise CannotListen("NATGW_LISTEN needs NATGW_TOKEN_FILE: the gateway does not listen on TCP without a token")
+        raise CannotListen(
+            "NATGW_LISTEN needs NATGW_TOKEN_FILE or NATGW_TLS_CLIENT_CA: on TCP the gateway answers nobody unknown"
+        )
     tokens = TokenFile(token_file)
     tokens.read()
     return tokens
+
+
+ANYWHERE = "yes-I-know"
+"""What NATGW_LISTEN_ANYWHERE must say."""
+
+
+def check_place(listen: str, reached: Collection[str]) -> None:
+    """Refuse (CannotListen) all addresses at once, and those of the interfaces that tenants and outsiders reach."""
+    host, _ = parse_listen(listen)
+    unless = f"unless NATGW_LISTEN_ANYWHERE={ANYWHERE}"
+    if ip_address(host).is_unspecified:
+        raise CannotListen(
+            f"NATGW_LISTEN={listen} is every address, those that tenants reach as well: refused {unless}"
+        )
+    for interface, address in own_addresses():
+        if address == str(ip_address(host)) and interface in reached:
+            raise CannotListen(
+                f"NATGW_LISTEN={listen} is on {interface}, where tenants or outsiders call: refused {unless}"
+            )
+
+
+def own_addresses() -> Iterator[tuple[str, str]]:
+    """The addresses of this network namespace with their interfaces (netdevice(7), SIOCGIFCONF; proc_net(5))."""
+    buffer = array.array("B", bytes(_IFREQ * 4096))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        asked = struct.pack("iP", len(buffer), buffer.buffer_info()[0])
+        (length, _) = struct.unpack("iP", fcntl.ioctl(sock.fileno(), _SIOCGIFCONF, asked))
+    data = buffer.tobytes()[:length]
+    for start in range(0, length, _IFREQ):
+        label = data[start : start + 16].partition(b"\0")[0].decode()
+        yield label.partition(":")[0], socket.inet_ntoa(data[start + 20 : start + 24])
+    with contextlib.suppress(FileNotFoundError):  # IPv6 is not compiled in, or off
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            digits, _, _, _, _, interface = line.split()
+            yield interface, str(ip_address(bytes.fromhex(digits)))
 
 
 def tcp_socket(listen: str) -> socket.socket:
@@ -72,6 +119,7 @@ def tcp_socket(listen: str) -> socket.socket:
             # [::] is all IPv6 addresses, not IPv4 as well: never wider than asked.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
+        sock.listen()  # callers can connect from now on, however long the server takes to start
     except OSError as error:
         sock.close()
         raise CannotListen(f"cannot listen on {listen}: {error.strerror}") from error

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from api import execbalancer
 from api.execserver import ExecServer
-from api.listen import check_listen
+from api.listen import check_listen, check_place
 from api.logs import log_to
 from api.settings import BadSetting, Settings, interfaces_file
 from api.watching import Watching
@@ -76,14 +76,25 @@ def main() -> int:
         settings = Settings.from_environment(os.environ)
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         log_to(settings.run_dir / "natgw.log", settings.log)
-        if settings.listen:
-            check_listen(settings.listen, settings.token_file)  # before anything starts, not in the midst of it
+        _check_listening(settings)  # before anything starts, not in the midst of it
         with _only_one(settings.run_dir):
             asyncio.run(_serve(settings))
     except (BadSetting, AlreadyRunning, ValidationError, OSError) as error:
         log.error("%s", error)
         return 1
     return 0
+
+
+def _check_listening(settings: Settings) -> None:
+    """Refuse to start where the daemon is asked to listen for whom it must not; raises CannotListen."""
+    if not settings.listen:
+        return
+    check_listen(settings.listen, settings.token_file, mutual_tls=settings.exposure.mutual)
+    if settings.exposure.tls:
+        settings.exposure.tls.load()
+    sides = _interfaces(settings) or Interfaces()
+    if not settings.exposure.anywhere:
+        check_place(settings.listen, (sides.vpc, sides.external))
 
 
 def _only_one(run_dir: Path) -> TextIO:
@@ -228,7 +239,7 @@ async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event)
     try:
         face = await asyncio.to_thread(importlib.import_module, "api.http")
         serve: Callable[..., Awaitable[None]] = face.serve_http
-        await serve(service, settings.run_dir, settings.listen, settings.token_file, stop)
+        await serve(service, settings.run_dir, settings.listen, settings.token_file, stop, exposure=settings.exposure)
     except Exception:
         log.exception("the HTTP face has ended; verbs are still answered")
     await stop.wait()

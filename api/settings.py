@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from api.listen import CannotListen, parse_listen
+from api.listen import ANYWHERE, CannotListen, parse_listen
+from api.tls import Exposure, TlsFiles
 from gateway.drift import Policy as DriftPolicy
 from gateway.watcher.options import LogOptions
 from rules.desired import ArpPolicy
@@ -37,6 +38,7 @@ class Settings:
     token_file: Path | None
     log: LogFormat = "console"
     input: InputPolicy | None = None
+    exposure: Exposure = field(default_factory=Exposure)
     fastpath: FastpathSetting = "auto"
 
     @classmethod
@@ -59,7 +61,21 @@ class Settings:
             fastpath=cast(FastpathSetting, _one_of(environment, "NATGW_FASTPATH", get_args(FastpathSetting))),
             log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),
             input=_input_policy(environment),
+            exposure=_exposure(environment),
         )
+
+
+def _exposure(environment: Mapping[str, str]) -> Exposure:
+    names = ("NATGW_TLS_CERT", "NATGW_TLS_KEY", "NATGW_TLS_CLIENT_CA")
+    cert, key, client_ca = (Path(value) if (value := environment.get(name)) else None for name in names)
+    if (cert is None) != (key is None) or (client_ca and not cert):
+        raise BadSetting("NATGW_TLS_CERT and NATGW_TLS_KEY belong together, and NATGW_TLS_CLIENT_CA needs both")
+    anywhere = _one_of(environment, "NATGW_LISTEN_ANYWHERE", ("no", ANYWHERE)) == ANYWHERE
+    words = (environment.get("NATGW_LISTEN_RATE") or "50:100").split(":")
+    if len(words) != 2 or not all(word.isascii() and word.isdigit() and int(word[:9]) > 0 for word in words):
+        raise BadSetting("NATGW_LISTEN_RATE is not like 50:100 (requests a second of one caller, and at once)")
+    tls = TlsFiles(cert, key, client_ca) if cert and key else None
+    return Exposure(tls, anywhere, (float(words[0]), float(words[1])))
 
 
 def _input_policy(environment: Mapping[str, str]) -> InputPolicy | None:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from api.http import serve_http
 from api.http_app import build_app
+from api.tls import Exposure
 from tests.gateway_kit import Gateway, gateway
 
 
@@ -60,7 +61,13 @@ def assert_problem(response: httpx.Response, status: int, kind: str) -> dict[str
 
 
 @contextlib.contextmanager
-def serving(made: Gateway, run_dir: Path, listen: str | None = None, token_file: Path | None = None) -> Iterator[None]:
+def serving(
+    made: Gateway,
+    run_dir: Path,
+    listen: str | None = None,
+    token_file: Path | None = None,
+    exposure: Exposure = Exposure(),  # noqa: B008 -- frozen
+) -> Iterator[None]:
     """``serve_http`` in a loop of its own, answering; stopped at the end, which it must obey."""
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
@@ -68,7 +75,7 @@ def serving(made: Gateway, run_dir: Path, listen: str | None = None, token_file:
 
     def run() -> None:
         try:
-            loop.run_until_complete(serve_http(made.service, run_dir, listen, token_file, stop))
+            loop.run_until_complete(serve_http(made.service, run_dir, listen, token_file, stop, exposure=exposure))
         except BaseException as error:  # noqa: BLE001 -- raised again where the test ends
             failed.append(error)
 

@@ -54,6 +54,9 @@ fuzz: setup ## a million malformed BFD packets, twice; a few minutes, no root
 bench: setup-test ## measure what the gateway costs, into build/bench (root; QUICK=1, BENCH='flows verbs', PAGE=1: also docs/performance.md)
 	@$(BIN)/python -m bench $(BENCH) $(if $(QUICK),--quick) $(if $(PAGE),--page)
 
+soak: setup-test ## kill -9 the daemon 500 times at random moments under load, and count what is lost (root; KILLS=n)
+	@NATGW_SOAK_KILLS=$${KILLS:-500} $(BIN)/python -m pytest -s netns-tests/test_soak.py
+
 image: setup-image ## build the container image and print its sizes (root; BASE=registry|stand-in says whence its base)
 	@scripts/image.sh build
 

@@ -57,7 +57,7 @@ T = TypeVar("T")
 RETRY_SECONDS = 1.0
 MOST_WAITING = 1024
 """Changes in the queue; further ones are refused at once."""
-LONGEST_WAIT = 60.0
+LONGEST_WAIT = 50.0
 """Seconds after which a change that still waits is refused: whoever asked has most likely given up."""
 
 _ASKERS_DOING = (Conflict, NotInitialized, OtherAppliance)
@@ -413,7 +413,7 @@ class Service:
         facts = replace(self._facts, dismissed=job.dismiss)
         if job.dry_run:
             self._follow_maps(due=self._chase.behind)  # what is owed is no difference that anybody asks for
-            actual = transaction.read(self._kernel)
+            actual = transaction.read(self._kernel, anew=True)
             return Outcome(new, transaction.plan(new, facts, actual), read=actual)
         done = transaction.apply(self._kernel, new, facts, follow=True)
         plan = done.plan

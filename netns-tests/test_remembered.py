@@ -188,6 +188,29 @@ def test_a_lock_taken_for_nothing_is_no_reason_to_refuse(namespace: Namespace) -
     assert LegacyFirewall().read(["nat"]).chains[CHAIN] == standing[1:]
 
 
+class Restless:
+    """A driver whose evidence never stands still."""
+
+    def __init__(self, inner: EvidentFirewall) -> None:
+        self._inner, self._asked = inner, 0
+
+    def evidence(self, table: str) -> object:
+        self._asked += 1
+        return (self._asked, self._inner.evidence(table))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+
+@VARIANTS
+def test_evidence_that_never_stands_still_stops_nobody(variant: str, namespace: Namespace) -> None:
+    firewall = RememberedFirewall(Restless(driver(variant)))  # type: ignore[arg-type]
+    firewall.edit("nat", [NewChain(CHAIN), *chain_edits(CHAIN, (), rules(1, 2))])
+    for wanted in (rules(1, 2, 3), rules(2, 3), rules(2)):
+        firewall.edit("nat", list(chain_edits(CHAIN, firewall.read(["nat"]).chains[CHAIN], wanted)))
+        assert driver(variant).read(["nat"]).chains[CHAIN] == wanted
+
+
 @VARIANTS
 def test_an_insert_between_two_new_ones_and_a_rule_for_the_tool(variant: str, namespace: Namespace) -> None:
     firewall = RememberedFirewall(driver(variant))

@@ -1,9 +1,9 @@
 """Chains that may follow behind the maps: which, and when.
 
 While the maps stand they alone decide (``rules.fastpath``), and one entry of theirs is changed in the same time at any
-size. A long chain takes the kernel up to 0.1 s for each change, so it may follow a moment later, with all that came
-in the meantime in one edit. Short chains, whatever else a change is about, and everything while the maps are off or are
-being written is in place before an answer.
+size. The kernel takes up to 0.1 s for each change of long chains, so they may follow a moment later, with all that
+came in the meantime in one edit. Short chains, whatever else a change is about, and everything while the maps are off
+or are being written is in place before an answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rules.ruleset import ChainRef
 from rules.state import Actual, Desired
 
 FOLLOW_ABOVE = 2000
-"""Rules; up to there a change of a chain takes no more than 3 ms."""
+"""Rules of all of them: a legacy table is replaced whole; up to there that takes no more than 3 ms."""
 
 _DECIDED_BY_MAPS = (nat.EXCLUSIVE_DNAT, nat.SHARED_DNAT, nat.EXCLUSIVE_SNAT, nat.SHARED_SNAT, nat.HAIRPIN_SNAT)
 
@@ -26,7 +26,8 @@ def may_follow(wanted: Desired, actual: Actual, above: int = FOLLOW_ABOVE) -> fr
     if (maps.chains, maps.maps) != (actual.maps.chains, actual.maps.maps):
         return frozenset()
     chains = actual.ruleset.chains
-    return frozenset(ref for ref in _DECIDED_BY_MAPS if len(chains.get(ref, ())) > above)
+    standing = [ref for ref in _DECIDED_BY_MAPS if ref in chains]
+    return frozenset(standing if sum(len(chains[ref]) for ref in standing) > above else ())
 
 
 def lags(wanted: Desired, actual: Actual) -> bool:

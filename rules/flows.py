@@ -17,7 +17,6 @@ from typing import TypeVar
 
 from rules.keyed import HasKey, Keyed
 from rules.spec import GatewaySpec, SharedDnat
-from rules.splice import splice
 
 IP_PROTOCOLS = {"tcp": 6, "udp": 17}
 T = TypeVar("T", bound=HasKey)
@@ -80,7 +79,7 @@ def suspects(old: GatewaySpec, new: GatewaySpec) -> tuple[FlowFilter, ...]:
 
 
 def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
-    for eip in splice(tuple(old.eips), tuple(new.eips)).old:
+    for eip in new.eips.since(old.eips).old:
         if eip.key not in new.eips:
             yield FlowFilter(orig_dst=eip.ip)
             yield FlowFilter(reply_dst=eip.ip)
@@ -89,7 +88,7 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
         yield FlowFilter(orig_src=fip.internal_ip)
     for dnat in _changed(old.dnats, new.dnats):
         yield FlowFilter(orig_dst=dnat.eip, protocol=IP_PROTOCOLS[dnat.protocol], orig_dport=dnat.external_port)
-    _, left, came = splice(tuple(old.shared_dnats), tuple(new.shared_dnats))
+    _, left, came = new.shared_dnats.since(old.shared_dnats)
     for key in {shared.key: None for shared in (*left, *came)}:
         if (key in old.shared_dnats) != (key in new.shared_dnats):
             address, port, protocol = key
@@ -103,7 +102,7 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
 
 def _changed(old: Keyed[T], new: Keyed[T]) -> Iterator[T]:
     """Objects of either side that the other does not have just so."""
-    _, gone, fresh = splice(tuple(old), tuple(new))
+    _, gone, fresh = new.since(old)
     yield from (item for item in gone if new.get(item.key) != item)
     yield from (item for item in fresh if old.get(item.key) != item)
 

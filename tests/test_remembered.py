@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +17,7 @@ from rules import nat
 from rules.apply import apply_edit
 from rules.delta import chain_edits
 from rules.desired import Facts
-from rules.ruleset import ChainRef, DeleteRule, Foreign, InsertRule, NewChain, ReplaceRules
+from rules.ruleset import ChainRef, DeleteRule, Foreign, InsertRule, ReplaceRules
 from rules.spec import Dnat, GatewaySpec
 from tests.gateway_kit import ports
 from tests.strategies import quick
@@ -103,6 +104,21 @@ def test_a_refused_edit_is_forgotten_with_the_reading_it_was_for() -> None:
     assert firewall.read(["nat"]).chains[PREROUTING] == (THEIRS,)
 
 
+def test_evidence_that_never_rests_costs_the_memory_but_no_reading() -> None:
+    kernel = FakeKernel.gateway_pod()
+    moments = itertools.count()
+
+    class Restless(FakeFirewall):
+        def evidence(self, table: str) -> object:  # type: ignore[override]
+            return next(moments)
+
+    firewall = RememberedFirewall(Restless(kernel))
+    assert firewall.read(["nat"]).chains == FakeFirewall(kernel).read(["nat"]).chains
+    firewall.edit("nat", [InsertRule(PREROUTING, 0, THEIRS)])
+    kernel.chains = apply_edit(kernel.chains, InsertRule(PREROUTING, 0, THEIRS))
+    assert firewall.read(["nat"]).chains[PREROUTING].count(THEIRS) == 2
+
+
 def counted(driver: FakeFirewall, reads: list[object]) -> FakeFirewall:
     class Counted(FakeFirewall):
         read: Callable[..., object] = lambda _, tables: reads.append(tables) or driver.read(tables)  # type: ignore[assignment]
@@ -114,21 +130,3 @@ def counted(driver: FakeFirewall, reads: list[object]) -> FakeFirewall:
             return driver.edit_if(*args)  # type: ignore[arg-type]
 
     return Counted(driver.kernel)
-
-
-def test_a_table_whose_evidence_never_rests_is_read_all_the_same() -> None:
-    """Others may open iptables' lock all the time, in other network namespaces, too."""
-    kernel = FakeKernel.gateway_pod()
-
-    class Restless(FakeFirewall):
-        asked = 0
-
-        def evidence(self, table: str) -> object:  # type: ignore[override]
-            self.asked += 1
-            return self.asked
-
-    driver = Restless(kernel)
-    firewall = RememberedFirewall(driver)
-    assert firewall.read(["nat"]) == FakeFirewall(kernel).read(["nat"])
-    firewall.edit("nat", [NewChain(ChainRef("nat", "NEW"))])
-    assert ChainRef("nat", "NEW") in firewall.read(["nat"]).chains

@@ -17,7 +17,7 @@ from rules import nat
 from rules.apply import apply_edit
 from rules.delta import chain_edits
 from rules.desired import Facts
-from rules.ruleset import ChainRef, DeleteRule, Foreign, InsertRule, NewChain, ReplaceRules
+from rules.ruleset import ChainRef, DeleteRule, Foreign, InsertRule, ReplaceRules
 from rules.spec import Dnat, GatewaySpec
 from tests.gateway_kit import ports
 from tests.strategies import quick
@@ -130,21 +130,3 @@ def counted(driver: FakeFirewall, reads: list[object]) -> FakeFirewall:
             return driver.edit_if(*args)  # type: ignore[arg-type]
 
     return Counted(driver.kernel)
-
-
-def test_a_table_whose_evidence_never_rests_is_read_all_the_same() -> None:
-    """Others may open iptables' lock all the time, in other network namespaces, too."""
-    kernel = FakeKernel.gateway_pod()
-
-    class Restless(FakeFirewall):
-        asked = 0
-
-        def evidence(self, table: str) -> object:  # type: ignore[override]
-            self.asked += 1
-            return self.asked
-
-    driver = Restless(kernel)
-    firewall = RememberedFirewall(driver)
-    assert firewall.read(["nat"]) == FakeFirewall(kernel).read(["nat"])
-    firewall.edit("nat", [NewChain(ChainRef("nat", "NEW"))])
-    assert ChainRef("nat", "NEW") in firewall.read(["nat"]).chains

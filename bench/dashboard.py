@@ -1,4 +1,4 @@
-"""``python -m bench.dashboard``: deploy/'s dashboard with what a gateway told a Prometheus, as docs/pictures/dashboard.svg.
+"""``python -m bench.dashboard``: deploy's dashboard with what a gateway told a Prometheus, as a picture for docs/.
 
 Grafana is not needed, and not what has drawn it: a gateway carries traffic for a minute while a real Prometheus
 scrapes it; then every panel's queries are asked of that Prometheus, and what it answers is drawn here. Needs root and

@@ -112,7 +112,7 @@ class Gateway:
         self._top = Path(tempfile.mkdtemp(prefix="natgw-"))
         self.run_dir = self._top / "run"
         self.environment = {
-            "PATH": os.environ["PATH"],
+            **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ},
             "NATGW_RUN_DIR": str(self.run_dir),
             "NATGW_STATE_DIR": str(self._top / "state"),
             "NATGW_ENV_FILE": str(self._top / "nat-gateway.env"),

@@ -29,6 +29,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent / "netns-tests"), str(Path(__fi
 
 from netns import Namespace, require, veth  # noqa: E402 -- found by the line above
 from test_bfd_peers import OURS, THEIRS, Frr, Pair, Speaker, wait_until  # noqa: E402
+from test_bfd_saturated import TIMER  # noqa: E402
 
 from gateway.bfd.packet import ControlPacket, Diag, State, decode  # noqa: E402
 
@@ -130,11 +131,15 @@ def detections(pair: Pair, interval: int, runs: int) -> None:
 
 
 def saturate(pair: Pair, seconds: int) -> None:
-    """Count changes of state; and tell whose packets were late at worst, for either side may be the cause."""
+    """Count changes of state; and tell whose packets were late at worst, for either side may be the cause, or the
+    machine, which then holds up a bare timer, too."""
     wait_until(lambda: pair.both("Up"), "both are Up")
     # As another container's: like those of the speakers, their session is a group of its own to the scheduler.
     burner = [sys.executable, "-c", "while True: pass"]
     burners = [subprocess.Popen(burner, start_new_session=True) for _ in range(os.cpu_count() or 1)]
+    timer = subprocess.Popen(
+        [sys.executable, "-c", TIMER, str(seconds + 1)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     tap = Tap(pair.speaker.netns, "va")
     try:
         time.sleep(1)
@@ -149,9 +154,13 @@ def saturate(pair: Pair, seconds: int) -> None:
         changes = [line for line in pair.speaker.log.read_text().splitlines() if " -> " in line][before:]
         gaps = ", ".join(f"{whose} {1000 * gap:.0f} ms" for whose, gap in longest.items())
         print(f"{len(burners)} busy processes, {ran:.0f} s at 3 x 50 ms: {len(changes)} changes of state", flush=True)
-        print(f"longest time between two packets: {gaps}", *changes, sep="\n")
+        held_up = 1000 * float(timer.communicate(timeout=30)[0])
+        print(f"longest time between two packets: {gaps}; a bare timer was late by {held_up:.0f} ms at worst")
+        print(*changes, sep="\n", end="\n" if changes else "")
     finally:
         tap.socket.close()
+        timer.kill()
+        timer.wait()
         for burner_process in burners:
             burner_process.send_signal(signal.SIGKILL)
             burner_process.wait()

@@ -41,7 +41,7 @@ def kilobytes(pid: int, field: str) -> int:
 
 def idle(scale: Scale) -> Report:
     """Processor time of a daemon that has nothing to do."""
-    seconds = scale.pick(20.0, 10.0, 0.5)
+    seconds = scale.pick(20.0, 5.0, 0.5)
     sizes = scale.pick((10, 10_000), (10, 10_000), (20,))
     notes = f"CPU time of the daemon's process over {seconds:g} s without any request."
     report = Report("idle", "What does an idle daemon take?", "percent of a processor", notes)
@@ -67,7 +67,7 @@ def recovery(scale: Scale) -> Report:
     report = Report("recovery", "How long does a gateway take to come back?", "milliseconds", notes)
     killed, anew, without = [], [], []
     state = scenes.spec(fips=count)
-    for _ in range(scale.pick(5, 3, 1)):
+    for _ in range(scale.pick(3, 2, 1)):
         with gateway(polled=False) as made, made.host.entered():
             without.append(_restart(made))
             made.put(state)

@@ -43,7 +43,7 @@ def packets(scale: Scale) -> Report:
             one.put(scenes.spec(dnats=size))
             beds.append((WITH, size, one.bed))
         settle(made, scale.pick(2, 2, 0))
-        for _ in range(scale.pick(9, 5, 1)):
+        for _ in range(scale.pick(7, 3, 1)):
             for label, size, bed in random.sample(beds, len(beds)):
                 line = Line(bed, traffic)
                 try:
@@ -72,9 +72,9 @@ def streams(scale: Scale) -> Report:
     with bare(rule, chains=True, polled=False) as bed, gateway(polled=False) as made:
         made.put(spec)
         settle([made], scale.pick(2, 2, 0))
-        for _ in range(scale.pick(9, 5, 1)):
+        for _ in range(scale.pick(7, 3, 1)):
             for into, one in ((plain, bed), (full, made.bed)):
-                into.append(_stream(one, scale.pick(2, 1, 1)))
+                into.append(_stream(one, 1))
     report.figures = [Figure(CHAINS, tuple(plain)), Figure(f"gateway with {size:,} port mappings", tuple(full))]
     report.ratio(f"gateway against {CHAINS}", report.figures[1], report.figures[0], at_least=0.97)
     return report

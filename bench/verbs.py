@@ -103,7 +103,7 @@ def verbs(scale: Scale, variant: Variant) -> Report:
     with contextlib.ExitStack() as stack:
         pairs = [Pair(stack, variant, size) for size in sizes]
         settle([pair.gateway for pair in pairs], scale.pick(2, 2, 0))
-        for turn in range(scale.pick(15, 7, 1)):
+        for turn in range(scale.pick(11, 7, 1)):
             note(INTERPRETER, None, timing.program(interpreter()))
             for pair in random.sample(pairs, len(pairs)):
                 for label, value in pair.measure():

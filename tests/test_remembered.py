@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -101,6 +102,21 @@ def test_a_refused_edit_is_forgotten_with_the_reading_it_was_for() -> None:
         firewall.edit("nat", list(chain_edits(PREROUTING, (), (THEIRS,))))
     assert kernel.chains[PREROUTING] == (THEIRS,)
     assert firewall.read(["nat"]).chains[PREROUTING] == (THEIRS,)
+
+
+def test_evidence_that_never_rests_costs_the_memory_but_no_reading() -> None:
+    kernel = FakeKernel.gateway_pod()
+    moments = itertools.count()
+
+    class Restless(FakeFirewall):
+        def evidence(self, table: str) -> object:  # type: ignore[override]
+            return next(moments)
+
+    firewall = RememberedFirewall(Restless(kernel))
+    assert firewall.read(["nat"]).chains == FakeFirewall(kernel).read(["nat"]).chains
+    firewall.edit("nat", [InsertRule(PREROUTING, 0, THEIRS)])
+    kernel.chains = apply_edit(kernel.chains, InsertRule(PREROUTING, 0, THEIRS))
+    assert firewall.read(["nat"]).chains[PREROUTING].count(THEIRS) == 2
 
 
 def counted(driver: FakeFirewall, reads: list[object]) -> FakeFirewall:

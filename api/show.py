@@ -57,6 +57,8 @@ def show_status(status: dict[str, Any]) -> None:
     out.print(", ".join(f"{count} {kind}" for kind, count in status["counts"].items()))
     done = ", ".join(f"{count} {what}" for what, count in status["transactions"].items())
     out.print(f"generation {status['generation']}; transactions: {done}")
+    if reason := status.get("fastpath", {}).get("reason"):
+        out.print(f"no maps ahead of the chains: {escape(reason)}", soft_wrap=True)
     for conflict in status["conflicts"]:
         out.print(
             f"[red]address conflict[/]: {conflict['address']} on {escape(conflict['interface'])} is also held by "

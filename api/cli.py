@@ -200,6 +200,18 @@ operate.add_commands(app)
 
 
 @app.command()
+def metrics(context: typer.Context) -> None:
+    """Print everything that is counted, in Prometheus' text format: for collectors that can only exec.
+
+    Over HTTP it is GET /metrics; docs/metrics.md explains each.
+    """
+    from gateway.watcher import scrape  # noqa: PLC0415 -- whoever imports this module needs nothing of the gateway
+
+    os.environ["NATGW_RUN_DIR"] = str(context.obj)
+    raise typer.Exit(scrape.main(()))
+
+
+@app.command()
 def who(
     address: Annotated[str, typer.Argument(metavar="ADDRESS[:PORT]", help="An external address, as a peer saw it.")],
     at: Annotated[

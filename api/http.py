@@ -21,11 +21,12 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http_app import build_app
-from api.http_guards import PEER, BearerToken, LocalUsers
-from api.listen import CannotListen, check_listen, check_place, tcp_socket
+from api.http_guards import PEER, BearerToken, Counted, LocalUsers
+from api.http_traffic import Figures, metrics_app
+from api.listen import METRICS_LISTEN, CannotListen, check_listen, check_place, tcp_socket
+from api.metrics import ShapedReader, no_limits
 from api.rate import Buckets, RateLimit
 from api.tls import Exposure, reloading
-from api.traffic import TrafficReader
 from api.watching import SOCKET_NAME as FLOWS_SOCKET
 from gateway.service import Service
 
@@ -43,23 +44,32 @@ async def serve_http(
     stop: asyncio.Event,
     *,
     exposure: Exposure = Exposure(),  # noqa: B008 -- frozen
+    metrics_listen: str | None = None,
+    shaped: ShapedReader = no_limits,
 ) -> None:
     """Answer on ``run_dir/api.sock`` and, if given, on ``listen`` (addr:port) until ``stop`` is set.
+
+    On ``metrics_listen`` nothing is answered but ``/metrics`` and ``/healthz``, to anybody. ``shaped`` reads what the
+    kernel counts of bandwidth limits.
 
     Running requests get some seconds to end. Raises CannotListen before anything listens when ``listen`` has neither a
     usable ``token_file`` nor callers' certificates to ask for, or where it must not listen or cannot.
     """
-    traffic = TrafficReader(lambda: service.spec, run_dir / FLOWS_SOCKET)
+    figures = Figures.of(service, run_dir / FLOWS_SOCKET, shaped)
     async with contextlib.AsyncExitStack() as stack:
         listeners: list[_Listener] = []
         if listen:
             listeners.append(
-                _over_tcp(stack, service, traffic, listen=listen, token_file=token_file, exposure=exposure)
+                _over_tcp(stack, service, figures, listen=listen, token_file=token_file, exposure=exposure)
             )
+        if metrics_listen:
+            bare = stack.enter_context(contextlib.closing(tcp_socket(metrics_listen, METRICS_LISTEN)))
+            limited = RateLimit(metrics_app(figures), Buckets(*exposure.rate), time.monotonic)
+            listeners.append((limited, (bare, None)))
         unix = stack.enter_context(unix_listener(run_dir / SOCKET_NAME))
         mine = frozenset({0, os.geteuid()})
-        listeners.append((LocalUsers(build_app(service, traffic=traffic), mine), unix, None))
-        running = [await stack.enter_async_context(_serving(*listener)) for listener in listeners]
+        listeners.append((LocalUsers(build_app(service, figures=figures), mine), (unix, None)))
+        running = [await stack.enter_async_context(_serving(Counted(app), *where)) for app, where in listeners]
         stopping = asyncio.create_task(_wait(stop))
         stack.callback(stopping.cancel)
         await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
@@ -69,13 +79,13 @@ async def serve_http(
                 server.result()
 
 
-_Listener = tuple[ASGIApp, socket.socket, ssl.SSLContext | None]
+_Listener = tuple[ASGIApp, tuple[socket.socket, ssl.SSLContext | None]]
 
 
 def _over_tcp(
     stack: contextlib.AsyncExitStack,
     service: Service,
-    traffic: TrafficReader,
+    figures: Figures,
     *,
     listen: str,
     token_file: Path | None,
@@ -88,11 +98,11 @@ def _over_tcp(
     if not exposure.anywhere:
         sides = service.status().interfaces
         check_place(listen, (sides.vpc, sides.external))
-    app: ASGIApp = build_app(service, traffic=traffic)
+    app: ASGIApp = build_app(service, figures=figures)
     if tokens:
         app = BearerToken(app, tokens)
     tcp = stack.enter_context(contextlib.closing(tcp_socket(listen)))
-    return RateLimit(app, Buckets(*exposure.rate), time.monotonic), tcp, context
+    return RateLimit(app, Buckets(*exposure.rate), time.monotonic), (tcp, context)
 
 
 async def _wait(stop: asyncio.Event) -> None:

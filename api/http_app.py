@@ -6,7 +6,6 @@ are problem documents (RFC 9457). ``api.http`` puts it on sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,10 +18,8 @@ from api.http_guards import SizeLimit
 from api.http_items import add_items
 from api.http_models import PROBLEM_JSON
 from api.http_problems import install
-from api.http_traffic import add_traffic
-from api.traffic import TrafficReader
+from api.http_traffic import Figures, add_traffic
 from gateway.service import Service
-from gateway.traffic import Traffic
 
 MAX_BODY_BYTES = 32 * 2**20  # some 250,000 objects
 
@@ -33,9 +30,7 @@ object. PUT on an object means "make it so": it creates, replaces or changes not
 (GET /v1/gateway) and putting it back changes nothing. Errors are problem documents (RFC 9457)."""
 
 
-def build_app(
-    service: Service, *, max_body: int = MAX_BODY_BYTES, traffic: Callable[[], Traffic] | None = None
-) -> FastAPI:
+def build_app(service: Service, *, max_body: int = MAX_BODY_BYTES, figures: Figures | None = None) -> FastAPI:
     """The application over a started service. It asks nobody who they are: see ``api.http``."""
     app = FastAPI(
         title="vpc-nat-gateway",
@@ -53,7 +48,7 @@ def build_app(
     add_drift(app, service)
     add_events(app, service.journal)
     add_probes(app, service)
-    add_traffic(app, traffic or TrafficReader(lambda: service.spec))
+    add_traffic(app, figures or Figures.of(service))
     add_console(app)
     _say_problem_json(app)
     return app

@@ -14,9 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.http_console import is_public
 from api.http_problems import problem
 from api.listen import CannotListen, TokenFile
+from gateway import meters
 from gateway.journal import Asker
 
 log = logging.getLogger(__name__)
+
+_METHODS = {"GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"}
+_REFUSALS = {401: "token", 403: "user", 413: "size", 429: "rate"}
 
 PEER = "peer:"
 """What the client's name begins with where it came by a Unix socket: its process and user follow."""
@@ -59,6 +63,28 @@ class SizeLimit:
             return message
 
         await self._app(scope, counted, send)
+
+
+class Counted:
+    """Counts answered requests by method and status."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                meters.HTTP_REQUESTS.add(method, str(message["status"]))
+                if message["status"] in _REFUSALS:
+                    meters.REFUSED_CONNECTIONS.add("http", _REFUSALS[message["status"]])
+            await send(message)
+
+        await self._app(scope, receive, counting)
 
 
 class LocalUsers:

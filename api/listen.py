@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
+METRICS_LISTEN = "NATGW_METRICS_LISTEN"
 _SIOCGIFCONF = 0x8912
 _IFREQ = 40  # bytes of a struct ifreq on 64-bit machines: a name of 16, a sockaddr_in, padding
 
@@ -43,18 +44,18 @@ class TokenFile:
         return self._token
 
 
-def parse_listen(listen: str) -> tuple[str, int]:
+def parse_listen(listen: str, name: str = "NATGW_LISTEN") -> tuple[str, int]:
     """``192.0.2.1:8080`` or ``[2001:db8::1]:8080`` as address and port; raises CannotListen."""
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", listen)
     if found is None:
-        raise CannotListen(f"NATGW_LISTEN={listen} is not an address and a port (192.0.2.1:8080 or [2001:db8::1]:8080)")
+        raise CannotListen(f"{name}={listen} is not an address and a port (192.0.2.1:8080 or [2001:db8::1]:8080)")
     host, port = found[1] or found[2], int(found[3])
     try:
         version = ip_address(host).version
     except ValueError as error:
-        raise CannotListen(f"NATGW_LISTEN={listen}: {error}") from error
+        raise CannotListen(f"{name}={listen}: {error}") from error
     if version != (6 if found[1] else 4) or port > 65535:
-        raise CannotListen(f"NATGW_LISTEN={listen} is not an address and a port")
+        raise CannotListen(f"{name}={listen} is not an address and a port")
     return host, port
 
 
@@ -107,9 +108,9 @@ def own_addresses() -> Iterator[tuple[str, str]]:
             yield interface, str(ip_address(bytes.fromhex(digits)))
 
 
-def tcp_socket(listen: str) -> socket.socket:
+def tcp_socket(listen: str, name: str = "NATGW_LISTEN") -> socket.socket:
     """A bound TCP socket; raises CannotListen when the address is not ours or taken."""
-    host, port = parse_listen(listen)
+    host, port = parse_listen(listen, name)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio sets TCP_NODELAY: without it every answer waits 40 ms for a delayed ACK.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -42,6 +42,7 @@ from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.restore import RestoreFirewall
 from gateway.kernel.shaper import KernelShaper
+from gateway.kernel.tcstats import shaped
 from gateway.kernel.variant import choose, iptables_version
 from gateway.ports import Firewall, Refused, Variant
 from gateway.remembered import EvidentFirewall, Memories, RememberedFirewall
@@ -239,7 +240,16 @@ async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event)
     try:
         face = await asyncio.to_thread(importlib.import_module, "api.http")
         serve: Callable[..., Awaitable[None]] = face.serve_http
-        await serve(service, settings.run_dir, settings.listen, settings.token_file, stop, exposure=settings.exposure)
+        await serve(
+            service,
+            settings.run_dir,
+            settings.listen,
+            settings.token_file,
+            stop,
+            metrics_listen=settings.metrics_listen,
+            shaped=shaped,
+            exposure=settings.exposure,
+        )
     except Exception:
         log.exception("the HTTP face has ended; verbs are still answered")
     await stop.wait()

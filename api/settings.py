@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from api.listen import ANYWHERE, CannotListen, parse_listen
+from api.listen import ANYWHERE, METRICS_LISTEN, CannotListen, parse_listen
 from api.tls import Exposure, TlsFiles
 from gateway.drift import Policy as DriftPolicy
 from gateway.watcher.options import LogOptions
@@ -36,6 +36,7 @@ class Settings:
     drift: DriftPolicy
     listen: str | None
     token_file: Path | None
+    metrics_listen: str | None
     log: LogFormat = "console"
     input: InputPolicy | None = None
     exposure: Exposure = field(default_factory=Exposure)
@@ -58,6 +59,7 @@ class Settings:
             drift=cast(DriftPolicy, _one_of(environment, "NATGW_DRIFT", get_args(DriftPolicy))),
             listen=environment.get("NATGW_LISTEN") or None,
             token_file=Path(token_file) if token_file else None,
+            metrics_listen=environment.get("NATGW_METRICS_LISTEN") or None,
             fastpath=cast(FastpathSetting, _one_of(environment, "NATGW_FASTPATH", get_args(FastpathSetting))),
             log=cast(LogFormat, _one_of(environment, "NATGW_LOG", get_args(LogFormat))),
             input=_input_policy(environment),
@@ -83,9 +85,9 @@ def _input_policy(environment: Mapping[str, str]) -> InputPolicy | None:
     choice = _one_of(environment, "NATGW_INPUT", ("open", "protect"))
     ports = [_port(word) for word in _listed(environment, "NATGW_METRICS_PORTS")]
     peers = [_peer(word) for word in _listed(environment, "NATGW_BGP_PEERS")]
-    places = [environment.get(name) for name in ("NATGW_LISTEN", "NATGW_METRICS_LISTEN")]
+    places = {name: environment.get(name) for name in ("NATGW_LISTEN", METRICS_LISTEN)}
     try:
-        listeners = tuple(parse_listen(place) for place in places if place)
+        listeners = tuple(parse_listen(place, name) for name, place in places.items() if place)
     except CannotListen as error:
         raise BadSetting(str(error)) from error
     return InputPolicy(tuple(ports), tuple(peers), listeners) if choice == "protect" else None

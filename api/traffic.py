@@ -42,7 +42,7 @@ class TrafficReader:
         if self._watcher is None:
             return Traffic.unwatched(self._spec(), NO_WATCHER)
         try:
-            return Traffic.model_validate_json(_asked(self._watcher))
+            return Traffic.model_validate_json(asked(self._watcher, b"report\n"))
         except (FileNotFoundError, ConnectionRefusedError):
             return Traffic.unwatched(self._spec(), NO_WATCHER)
         except (OSError, ValidationError) as error:
@@ -50,12 +50,12 @@ class TrafficReader:
             return Traffic.unwatched(self._spec(), f"the flow watcher does not answer: {error}")
 
 
-def _asked(path: Path) -> bytes:
-    """The flow watcher's report; raises OSError."""
+def asked(path: Path, question: bytes) -> bytes:
+    """The flow watcher's answer to a line; raises OSError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(PATIENCE)
         connection.connect(str(path))
-        connection.sendall(b"report\n")
+        connection.sendall(question)
         parts = iter(lambda: connection.recv(1 << 18), b"")
         return b"".join(parts)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import announce, bulk, flows, footprint, page, throughput, verbs
+from bench import announce, bulk, flows, footprint, observing, page, throughput, verbs
 from bench.generator import BUILD
 from bench.pictures import draw
 from bench.report import Report, save
@@ -22,6 +22,7 @@ QUESTIONS: dict[str, tuple[Callable[[Scale], Report], ...]] = {
     "bulk": (partial(bulk.puts, variant="legacy"), partial(bulk.puts, variant="nft")),
     "announce": (announce.announce,),
     "footprint": (footprint.memory, footprint.idle, footprint.recovery),
+    "observe": (observing.scrapes, observing.followed),
 }
 
 

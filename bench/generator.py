@@ -119,9 +119,25 @@ class Line:
         sent, took = self._send(seconds, rate, connections)
         after = self._settled()
         used = cpu_seconds(self._poller) - cpu
-        with gateway.entered():
-            tracked = int(Path("/proc/thread-self/net/stat/nf_conntrack").read_text().split("\n")[1].split()[0], 16)
-        return Round(sent, after[0] - right, after[1] - wrong, tracked, took, used)
+        return Round(sent, after[0] - right, after[1] - wrong, self._tracked(), took, used)
+
+    def send(self, seconds: float, rate: float) -> None:
+        """Send for that long, and look at nothing."""
+        self._send(seconds, rate, 0)
+
+    def fill(self, entries: int, rate: float) -> int:
+        """Open connections, at most ``rate`` a second, until the gateway tracks about so many; how many it tracks.
+
+        On a busy machine some do not arrive, so it is looked again until enough did.
+        """
+        while (missing := entries - self._tracked()) > entries / 100:
+            self._send(missing / rate, rate, 0)
+            self._settled()
+        return self._tracked()
+
+    def _tracked(self) -> int:
+        with self._bed.gateway.entered():
+            return int(Path("/proc/thread-self/net/stat/nf_conntrack").read_text().split("\n")[1].split()[0], 16)
 
     def _send(self, seconds: float, rate: float, connections: int) -> tuple[int, float]:
         host, device = self._near

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from rules.flows import Flow, FlowFilter
 from rules.maps import MapEdit, MapTable
@@ -182,3 +182,12 @@ class Clock(Protocol):
     def monotonic(self) -> float: ...
 
     def time(self) -> float: ...
+
+
+class Shaped(NamedTuple):
+    """What a bandwidth limit let through (bytes of frames, packets), dropped (packets), and holds back now (bytes)."""
+
+    bytes: int
+    packets: int
+    drops: int
+    backlog: int

@@ -115,8 +115,8 @@ class Collector(Part):
     """The flow watcher itself. ``running`` is False while there is none, and ``detail`` says why.
 
     ``lost`` counts how often the kernel had to drop events (not how many); the resync that follows makes good for
-    them. ``beyond_capacity`` counts flows that were not remembered, only counted. ``resync_seconds`` is what the last
-    dump of the table took.
+    them. ``beyond_capacity`` counts flows that were not remembered, only counted. ``resync_seconds`` is the CPU
+    time of the last dump of the table.
     """
 
     running: bool = False

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from traffic import tcp, udp
-from world import A1, A2, INTERNET, Gateway, World, end, parent, wait_for
+from world import A1, A2, INTERNET, SCRIPT, Gateway, World, end, parent, wait_for
 
 EIP, EIP2, FLOATING = "192.168.0.60", "192.168.0.61", "192.168.0.62"
 NOBODY = 65534
@@ -209,3 +209,47 @@ def test_the_flow_log_answers_who_it_was(world: World, tmp_path: Path) -> None:
         )
         assert set(status["Uid"].split()) == {"0"}, "its file is root's"
         assert status["CapEff"].strip() == f"{1 << 12:016x}"
+
+
+def test_metrics_over_every_way(world: World) -> None:
+    """By exec, on the API's socket, and on a listener that was asked for: the same metrics, with real values."""
+    with world.gateway(environment={"NATGW_METRICS_LISTEN": "127.0.0.1:9912"}) as gateway:
+        gateway.verb("eip-add", f"{EIP}/24")
+        gateway.verb("snat-add", f"{EIP},10.0.1.0/24")
+        gateway.verb("eip-egress-qos-add", f"{EIP},1,8,1")
+        watched(gateway)
+        wait_for(lambda: len(watched(gateway)["snats"]) == 1, "the watcher knows the spec")
+        left = udp(world.vpc.a1, (INTERNET, 443), world.internet.udp(443))
+        left.near.send(b"x" * 500)
+        assert len(left.far.recv(1000)) == 500
+        gateway.run("conntrack", "-D", "-p", "udp", "--orig-src", A1)
+
+        def value(text: str, series: str) -> float:
+            return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(series + " ")), -1)
+
+        run = gateway.exec_argv(("sh", str(SCRIPT.parent.parent / "usr/bin/natgw"), "metrics"), {})
+        assert (run.returncode, run.stderr) == (0, "")
+        for text in (run.stdout, gateway.run("curl", "-s", "http://127.0.0.1:9912/metrics")):
+            assert value(text, f'natgw_snat_flows_total{{eip="{EIP}",cidr="10.0.1.0/24",direction="out"}}') == 1
+            assert value(text, f'natgw_eip_bytes_total{{eip="{EIP}",direction="out"}}') > 150
+            assert value(text, "natgw_ready") == value(text, "natgw_flow_watcher_up") == 1
+            assert value(text, 'natgw_verb_duration_seconds_count{outcome="ok",verb="snat-add"}') == 1
+            limit = f'{{direction="out",match="all",priority="1",target="{EIP}"}}'
+            assert value(text, f"natgw_qos_limit_bytes_per_second{limit}") == 1_000_000
+            assert value(text, f"natgw_qos_bytes_total{limit}") > 150
+            assert value(text, f"natgw_qos_drops_total{limit}") == 0
+            assert value(text, "natgw_conntrack_entries_limit") > 1000
+        refused = gateway.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:9912/v1/gateway")
+        assert refused == "404", "nothing but metrics"
+        assert gateway.run("curl", "-s", "http://127.0.0.1:9912/healthz") == "ok\n"
+        listening = gateway.run("ss", "-Hltn").split()
+        assert "127.0.0.1:9912" in listening
+        assert len([word for word in listening if word == "LISTEN"]) == 1, "and no listener that nobody asked for"
+
+
+def test_a_metrics_listener_that_cannot_be_is_refused(world: World) -> None:
+    with world.gateway() as gateway:
+        gateway.kill(signal.SIGTERM)
+        done = gateway.exec("get-iptables-version", NATGW_METRICS_LISTEN="9912")
+        assert done.returncode == 1
+        assert "NATGW_METRICS_LISTEN=9912 is not an address and a port" in done.stderr

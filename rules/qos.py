@@ -379,6 +379,15 @@ def _match_of(value: Classify | Matchall | Policer) -> Match | None:
     return Match(side, one.value & one.mask, length)
 
 
+def classes(spec: GatewaySpec, objects: Objects) -> dict[Limit, ClassKey]:
+    """The class that keeps each of the spec's limits, where there is one."""
+    found = {(key.device, claim): ClassKey(key.device, minor) for key, claim, minor in _claims(objects)}
+    places = {
+        limit: (_device(_interface(limit, spec.interfaces), limit.direction), _claim(limit)) for limit in spec.qos
+    }
+    return {limit: found[place] for limit, place in places.items() if place in found}
+
+
 def recovered(objects: Objects, interfaces: Interfaces, eips: Collection[str] = ()) -> list[EipLimit | InterfaceLimit]:
     """The limits that the kernel's own objects keep, whoever made them; those of interfaces not in use come as theirs.
 

@@ -21,7 +21,7 @@ BUILD_NEEDS=(gcc:gcc /usr/include/stdio.h:libc6-dev)
 TEST_NEEDS=(
     openssl:openssl iperf3:iperf3 nc:netcat-openbsd ethtool:ethtool /usr/lib/frr/bfdd:frr vtysh:frr bird:bird2 birdc:bird2
     chromium:chromium
-    ovs-vswitchd:openvswitch-switch ovn-northd:ovn-central ovn-controller:ovn-host
+    ovs-vswitchd:openvswitch-switch ovn-northd:ovn-central ovn-controller:ovn-host promtool:prometheus
 )
 IMAGE_NEEDS=(
     podman:podman buildah:buildah runc:runc mmdebstrap:mmdebstrap skopeo:skopeo catatonit:catatonit nsenter:util-linux
@@ -64,6 +64,7 @@ apt_install() {
         case " $* " in
         *' frr '*) systemctl --quiet disable frr ;;&
         *' bird2 '*) systemctl --quiet disable bird ;;&
+        *' prometheus '*) systemctl --quiet disable prometheus ;;&
         *' openvswitch-switch '*) systemctl --quiet disable openvswitch-switch ;;&
         *' ovn-central '*) systemctl --quiet disable ovn-central ;;&
         *' ovn-host '*) systemctl --quiet disable ovn-host ;;

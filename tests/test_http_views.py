@@ -117,6 +117,7 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
                 "/v1/ruleset",
                 "/v1/explain",
                 "/v1/traffic",
+                "/metrics",
                 "/healthz",
                 "/readyz",
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple, Protocol
@@ -23,8 +24,8 @@ RETRY = 2_000_000
 
 
 class Pace(NamedTuple):
-    """How often the kernel's table is dumped: microseconds from one dump to the next, or so many times (``share``) what
-    the last one took, if that is more; and the same after events were lost."""
+    """How often the kernel's table is dumped: microseconds from one dump to the next, or so many times (``share``) the
+    CPU time of the last one, if that is more; and the same after events were lost."""
 
     every: int = 60_000_000
     share: int = 100
@@ -53,6 +54,11 @@ _DATAGRAMS_PER_TURN = 4  # of a dump: up to 700 connections
 _DATAGRAM = 1 << 16
 
 
+def cpu_us() -> int:
+    """Microseconds of CPU time of this thread."""
+    return time.thread_time_ns() // 1000
+
+
 class ConntrackSource:
     """Keeps a flow table up to date while it is open, as a participant of ``loop``; hears the events of ``groups``."""
 
@@ -76,11 +82,12 @@ class ConntrackSource:
         self._events: socket.socket | None = None
         self._dump: socket.socket | None = None
         self._sequence = 0
-        self._dump_began = self._dump_ended = 0
+        self._dump_ended = 0
         self.dumps = 0
         """Dumps that came to their end."""
         self.dump_took = 0
-        """Microseconds that the last one took, events in between included."""
+        """Microseconds of CPU that the last one took, without the events in between."""
+        self._dump_takes = 0
         self._behind = 0
         """After the end of a dump: how many events may have happened before it and are not read yet."""
         self._lost = False
@@ -127,12 +134,12 @@ class ConntrackSource:
 
     def _begin_dump(self) -> None:
         self._sequence += 1
-        self._dump_began = self._loop.clock()
+        self._dump_takes = 0
         self._lost = False
         self._dump = self._socket(0)
         self._dump.send(ctnetlink.dump_request(self._sequence))
         self._table.begin_dump()
-        self._loop.watch(self._dump.fileno(), self._guarded(self._read_dump))
+        self._loop.watch(self._dump.fileno(), self._guarded(self._timed_dump))
 
     @staticmethod
     def _socket(groups: int) -> socket.socket:
@@ -181,14 +188,23 @@ class ConntrackSource:
                 if not self._behind:
                     self._end_dump()
 
-    def _read_dump(self) -> None:
+    def _timed_dump(self) -> None:
+        begun = cpu_us()
+        done = self._read_dump()
+        self._dump_takes += cpu_us() - begun
+        if done:
+            self._behind = _BUFFERED
+            self._read_events()
+
+    def _read_dump(self) -> bool:
+        """Read some of it; whether that was its end."""
         table, buffer, dump = self._table, self._buffer, self._dump
         for _ in range(_DATAGRAMS_PER_TURN):
             assert dump is not None
             try:
                 size = dump.recv_into(buffer)
             except BlockingIOError:
-                return
+                return False
             try:
                 for kind, start, end, code in ctnetlink.messages(buffer, size, self._sequence):
                     if kind == ctnetlink.DUMPED:
@@ -198,20 +214,21 @@ class ConntrackSource:
                         raise OSError(code, os.strerror(code))
                     elif kind == ctnetlink.DONE:
                         self._close_dump()
-                        self._behind = _BUFFERED
-                        self._read_events()
-                        return
+                        return True
             except ctnetlink.Malformed as error:
                 self._malformed(error)
+        return False
 
     def _end_dump(self) -> None:
+        begun = cpu_us()
         self._behind = 0
         self._table.end_dump()
         self._tally.up[CONNTRACK] = True
         self._complaints.well(CONNTRACK)
         self._dump_ended = self._loop.clock()
+        self._dump_takes += cpu_us() - begun
         self.dumps += 1
-        self.dump_took = self._dump_ended - self._dump_began
+        self.dump_took = self._dump_takes
         self._plan_dump()
 
     def _plan_dump(self) -> None:

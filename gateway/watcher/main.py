@@ -1,7 +1,8 @@
 """The flow watcher's process: standard input brings the spec's objects, an inherited socket the questions.
 
 A line of input is a JSON object with ``eips``, ``fips``, ``dnats`` and ``snats`` (``Objects.of``). A question is the
-line ``report``. The process ends with its input, so it cannot outlive the daemon.
+line ``report`` (JSON) or ``metrics`` (Prometheus' text). The process ends with its input, so it cannot outlive the
+daemon.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gateway.observer.source import ConntrackSource, Pace
 from gateway.small.loop import Loop, on_signals
 from gateway.small.server import Server, line_protocol, same_user_or_root
 from gateway.watcher.accounts import Objects
+from gateway.watcher.exposition import exposition
 from gateway.watcher.ledger import Ledger
 from gateway.watcher.logfile import LogFile
 from gateway.watcher.options import LogOptions, identity
@@ -99,8 +101,6 @@ class Watcher:
 
     def answer(self, request: str) -> str:
         """The reply to a line on the socket."""
-        if request != "report":
-            return '{"error":"the only request is: report"}\n'
         errors = self.tally.errors
         collector = {
             "detail": "; ".join(f"{who}: {what}" for who, what in self._complaints.standing.items()),
@@ -114,7 +114,11 @@ class Watcher:
             "records": sum(self.tally.records.values()),
             "drops": self.tally.drops,
         }
-        return report(self.ledger, self._rates, collector, log) + "\n"
+        if request == "metrics":
+            return exposition(self.ledger, self._rates.at, collector, log)
+        if request == "report":
+            return report(self.ledger, self._rates, collector, log) + "\n"
+        return '{"error":"a request is one of: report, metrics"}\n'
 
 
 def _writer(log: LogOptions, tally: Tally) -> RecordWriter | LogFile:

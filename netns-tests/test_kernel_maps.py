@@ -14,7 +14,7 @@ from gateway.kernel.generation import Generation
 from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.tool import Ended, run
-from gateway.ports import Refused, Variant
+from gateway.ports import MapsReading, Refused, Variant
 from rules import fastpath
 from rules.apply import Rejected, apply_map_edits
 from rules.fastpath import NO_TABLE
@@ -221,7 +221,8 @@ def test_a_new_table_with_many_entries_comes_whole_or_not_at_all(
     with pytest.raises(Refused):
         driver.commit(tuple(fastpath.edits(fastpath.table_of(Interfaces(), MANY), NO_TABLE)))
     assert inside.run("nft", "list", "tables") == ""
-    assert driver.read().table == NO_TABLE
+    assert driver.read() == MapsReading(NO_TABLE, driver.read().hindrance)
+    assert driver.read().hindrance.startswith("the kernel refused them: syntax error")
 
 
 def test_a_kernel_or_an_nft_that_cannot_do_it_says_so(inside: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ _IPTABLES = {0: -100, 4: 100}  # the priorities of iptables' nat chains, by hook
 _FEW = 200  # so many entries are read again one by one
 _MANY = 1000
 _TRIES = 5
+_PASSING_WORDS = ("Cannot allocate memory", "Resource temporarily unavailable", "Interrupted system call")
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS)
 
 
@@ -84,15 +85,13 @@ class KernelMaps:
             raise Refused(_STEP, str(error), retryable=False) from error
         if all(isinstance(edit, AddEntry | DropEntry) for edit in edits) or list(edits) == [DropTable()]:
             self._transact(edits)
-        elif len(edits) > _MANY and not before.table.stands:
-            self._fill(edits)
         else:
-            self._run(script(edits))
+            self._restructure(edits, before.table)
         touched = [edit.key for edit in edits if isinstance(edit, AddEntry | DropEntry)]
         if len(touched) == len(edits) <= _FEW and self._read and self._read[0] == self._generation.others():
             found = {key: self._entry(key) for key in touched}
             if all(expected.entries.get(key) == target for key, target in found.items()):
-                self._read = (self._read[0], replace(before, table=expected))
+                self._read = (self._read[0], replace(self._read[1], table=expected))
                 return
         self._read = None
 
@@ -106,6 +105,20 @@ class KernelMaps:
             self._read = (self._read[0], replace(self._read[1], table=table))
 
     # --- writing ------------------------------------------------------------------------------------------
+
+    def _restructure(self, edits: Sequence[MapEdit], standing: MapTable) -> None:
+        """What nft has to write; a refusal is kept as the reason why there are no maps, so that the next try does
+        without: the chains are right alone."""
+        try:
+            if len(edits) > _MANY and not standing.stands:
+                self._fill(edits)
+            else:
+                self._run(script(edits))
+        except Refused as refused:
+            if not refused.retryable:
+                self._incapable = f"the kernel refused them: {refused.reason}"
+                self.forget()
+            raise
 
     def _fill(self, edits: Sequence[MapEdit]) -> None:
         """A new table with many entries, which nft takes ten times as long for: maps, entries, and last the chains.
@@ -128,7 +141,8 @@ class KernelMaps:
         with self._generation.own():
             ended = run(["nft", "-f", "-"], stdin=text)
         if ended.code:
-            raise Refused(_STEP, _words(ended.stderr) or f"exit code {ended.code}", retryable=False)
+            reason = _words(ended.stderr) or f"exit code {ended.code}"
+            raise Refused(_STEP, reason, retryable=any(word in reason for word in _PASSING_WORDS))
 
     def _transact(self, edits: Sequence[MapEdit]) -> None:
         try:

@@ -97,9 +97,8 @@ class RememberedFirewall:
         if known is not None and None not in (known.evidence, evidence) and known.evidence == evidence:
             self._known[table] = known
             return known.chains
-        chains = known.chains if known else {}
         for _ in range(_TRIES):
-            chains = shared(chains, self._driver.read([table]).chains)
+            chains = shared(known.chains if known else {}, self._driver.read([table]).chains)
             before, evidence = evidence, self._driver.evidence(table)
             if evidence is None or evidence == before:
                 break

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from gateway import meters, transaction
 from gateway.chase import Chase
@@ -45,16 +45,19 @@ from rules.loadbalancer import LoadBalancerSpec
 from rules.ruleset import BUILTIN
 from rules.spec import GatewaySpec, Interfaces
 from rules.state import Actual, AddAddress, AddressKey, EditTable, Plan
+from rules.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 
 Edit = Callable[[GatewaySpec | None], GatewaySpec]
 BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
 
+T = TypeVar("T")
+
 RETRY_SECONDS = 1.0
 MOST_WAITING = 1024
 """Changes in the queue; further ones are refused at once."""
-LONGEST_WAIT = 60.0
+LONGEST_WAIT = 50.0
 """Seconds after which a change that still waits is refused: whoever asked has most likely given up."""
 
 _ASKERS_DOING = (Conflict, NotInitialized, OtherAppliance)
@@ -84,6 +87,23 @@ class _Job:
     dismiss: frozenset[str]
     future: Future[Outcome]
     queued: float
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Something to read from the kernel, by the one thread that may use its drivers."""
+
+    ask: Callable[[Kernel], Any]
+    future: Future[Any]
+
+    def answer(self, kernel: Kernel) -> None:
+        """Whatever goes wrong is the asker's answer, never the writer's end."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.ask(kernel))
+        except BaseException as error:  # noqa: BLE001 -- handed to the asker, who raises it
+            self.future.set_exception(error)
 
 
 class Service:
@@ -116,8 +136,8 @@ class Service:
         self._chase = Chase(clock)
         self._retry_at: float | None = None
         self._started = clock.monotonic()
-        # A job to do, a request to look at the links again, or None: the end.
-        self._jobs: queue.SimpleQueue[_Job | Literal["look"] | None] = queue.SimpleQueue()
+        # A job to do, a question, a request to look at the links again, or None: the end.
+        self._jobs: queue.SimpleQueue[_Job | _Question | Literal["look"] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._look_queued = threading.Event()
@@ -244,6 +264,19 @@ class Service:
             self._jobs.put(_Job(edit, by, dry_run, tuple(announce), frozenset(dismiss), future, now))
         return future
 
+    def ask(self, question: Callable[[Kernel], T]) -> Future[T]:
+        """Queue a question to the kernel, which changes nothing; the future raises what it raises."""
+        future: Future[T] = Future()
+        if self._closed:
+            future.set_exception(Refused("read", "the daemon is ending", retryable=True))
+        else:
+            self._jobs.put(_Question(question, future))
+        return future
+
+    def around(self) -> Surroundings:
+        """What surrounds the gateway, read now in the caller's thread."""
+        return self._kernel.around.read() if self._kernel.around else Surroundings()
+
     def status(self) -> Status:
         """One look at the gateway, without touching the kernel."""
         spec = self._spec
@@ -302,6 +335,8 @@ class Service:
             if job == "look":
                 self._look_queued.clear()
                 self._drift.hint()
+            elif isinstance(job, _Question):
+                job.answer(self._kernel)
             else:
                 self._serve(job)
             self._tend()
@@ -378,7 +413,7 @@ class Service:
         facts = replace(self._facts, dismissed=job.dismiss)
         if job.dry_run:
             self._follow_maps(due=self._chase.behind)  # what is owed is no difference that anybody asks for
-            actual = transaction.read(self._kernel)
+            actual = transaction.read(self._kernel, anew=True)
             return Outcome(new, transaction.plan(new, facts, actual), read=actual)
         done = transaction.apply(self._kernel, new, facts, follow=True)
         plan = done.plan

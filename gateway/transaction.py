@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from gateway.ports import Firewall, Flows, Links, LinksReading, Maps, Moved, Nft, Refused, Shaper
+from gateway.ports import Around, Firewall, Flows, Links, LinksReading, Maps, Moved, Nft, Refused, Shaper
 from rules.appliance import Spec, desired
 from rules.chase import lags, may_follow
 from rules.delta import delta, touched_tables, touches_links, touches_maps, touches_nft, touches_tc, undo
@@ -66,6 +66,7 @@ class Kernel:
     firewall6: Firewall | None = None
     maps: Maps | None = None
     """The maps ahead of the chains."""
+    around: Around | None = None
     tables: tuple[str, ...] = TABLES
     tables6: tuple[str, ...] = ()
     """Of ``firewall6``; empty: the same ones."""

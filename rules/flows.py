@@ -60,11 +60,12 @@ class FlowFilter:
     orig_dport: int | None = None
     untranslated: bool = False
     source_prefix: str | None = None
+    reply_src: str | None = None
 
     def matches(self, flow: Flow) -> bool:
         """Whether the entry is one of those meant."""
-        wanted = (self.orig_src, self.orig_dst, self.reply_dst, self.protocol, self.orig_dport)
-        found = (flow.orig_src, flow.orig_dst, flow.reply_dst, flow.protocol, flow.orig_dport)
+        wanted = (self.orig_src, self.orig_dst, self.reply_src, self.reply_dst, self.protocol, self.orig_dport)
+        found = (flow.orig_src, flow.orig_dst, flow.reply_src, flow.reply_dst, flow.protocol, flow.orig_dport)
         return (
             all(w is None or w == f for w, f in zip(wanted, found, strict=True))
             and not (self.untranslated and (flow.source_translated or flow.destination_translated))

@@ -115,7 +115,7 @@ class KernelShaper:
                 roots.append((found.index, *wire.htb_root_of(found.options)))
             elif found.kind == "ingress":
                 ingress.append(found.index)
-        names = dict(self._links()) if roots or ingress else {}
+        names = dict(self._links())  # also where nothing hangs on an ifb yet: a change that broke off may have left it
         for _, (name, up) in names.items():
             if name.startswith(IFB_PREFIX):
                 yield IfbKey(name), Ifb(up)

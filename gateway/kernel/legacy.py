@@ -31,6 +31,7 @@ from rules.ruleset import (
 )
 
 Chains = Mapping[ChainRef, Rules]
+A_FEW_OF = 50  # of so many rules that stand, one more is written in this process
 FEW_RULES = 20  # so many python-iptables builds in the time that it takes to start a program
 
 
@@ -75,7 +76,8 @@ class LegacyFirewall:
 
     def edit_if(self, table: str, standing: Chains, edits: Sequence[ChainEdit], evidence: Hashable) -> Hashable | None:
         """``edit``, if the evidence holds; see ``gateway.remembered``."""
-        if not _few(edits):
+        # What the tool has done is read back, and a table of 50,000 rules takes half a second to read.
+        if not _few(edits, max(FEW_RULES, sum(map(len, standing.values())) // A_FEW_OF)):
             # Others may come between a look and the tool, which takes the lock for itself.
             restore.edit(self.variant, table, edits)
             return None
@@ -147,7 +149,7 @@ def _entries(standing: Chains, edits: Sequence[ChainEdit]) -> int:
     return more
 
 
-def _few(edits: Sequence[ChainEdit]) -> bool:
+def _few(edits: Sequence[ChainEdit], most: int = FEW_RULES) -> bool:
     """Whether the edits write few rules, and only such as python-iptables can build."""
     rules: list[AnyRule] = []
     for edit in edits:
@@ -156,4 +158,4 @@ def _few(edits: Sequence[ChainEdit]) -> bool:
                 rules.append(rule)
             case ReplaceRules():
                 rules += edit.rules
-    return len(rules) <= FEW_RULES and not any(isinstance(rule, Foreign) for rule in rules)
+    return len(rules) <= most and not any(isinstance(rule, Foreign) for rule in rules)

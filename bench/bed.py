@@ -119,6 +119,8 @@ class Gateway:
             "NATGW_STATE_DIR": str(self._top / "state"),
             "NATGW_ENV_FILE": str(self._top / "nat-gateway.env"),
             "NATGW_IPTABLES": variant,
+            # As in a container, whose /run is its own: others that open the lock have the daemon read the table again.
+            "XTABLES_LOCKFILE": str(self._top / "xtables.lock"),
             "GATEWAY_V4": ROUTER,
             **(environment or {}),
         }

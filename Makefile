@@ -17,7 +17,7 @@ BENCH ?=
 QUICK ?=
 PAGE ?=
 
-.PHONY: help setup setup-test setup-image demo check test fuzz bench image image-test sbom lock clean
+.PHONY: help setup setup-test setup-image demo check test fuzz bench image image-test audit sbom lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ fuzz: setup ## a million malformed BFD packets, twice; a few minutes, no root
 bench: setup-test ## measure what the gateway costs, into build/bench (root; QUICK=1, BENCH='flows verbs', PAGE=1: also docs/performance.md)
 	@$(BIN)/python -m bench $(BENCH) $(if $(QUICK),--quick) $(if $(PAGE),--page)
 
+soak: setup-test ## kill -9 the daemon 500 times at random moments under load, and count what is lost (root; KILLS=n)
+	@NATGW_SOAK_KILLS=$${KILLS:-500} $(BIN)/python -m pytest -s netns-tests/test_soak.py
+
 image: setup-image ## build the container image and print its sizes (root; BASE=registry|stand-in says whence its base)
 	@scripts/image.sh build
 
@@ -62,6 +65,9 @@ image-test: image ## run the image as Kube-OVN would, with real packets (root)
 
 sbom: image ## list what is in the image, as CycloneDX, under build/sbom
 	@scripts/sbom.sh
+
+audit: ## look the locked Python dependencies up among known vulnerabilities (2: the index here has no such data)
+	@scripts/audit.sh
 
 lock: ## pin the Python dependencies anew from pyproject.toml (UPGRADE=1: to their newest versions)
 	@scripts/lock.sh

@@ -206,7 +206,9 @@ class ExecServer:
             )
         except Conflict as error:
             return conflict(str(error))
-        except (NotInitialized, OtherAppliance, Refused) as error:
+        except Refused as error:
+            return failure(f"{error} (a retry may succeed)" if error.retryable else str(error))
+        except (NotInitialized, OtherAppliance) as error:
             return failure(str(error))
         if change.initializes:
             self._leave_interfaces(done.spec.interfaces)

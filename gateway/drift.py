@@ -25,10 +25,11 @@ from gateway.status import DriftEntry, DriftStatus
 Policy = Literal["repair", "report"]
 
 POLL_SECONDS = 0.5
-COMPARE_SHARE, COMPARE_SECONDS = 1000, 10.0
+COMPARE_SHARE, COMPARE_SECONDS = 1000, 30.0
 """A full comparison comes at intervals of so many times what it took, and of at least so many seconds."""
-LOOK_SHARE = 9
-"""After a look that evidence asked for there is none for so many times what it took: a tenth of a core at most."""
+LOOK_SHARE, LOOK_PAUSE = 9, 0.5
+"""After a look that evidence asked for there is none for so many times what it took: a tenth of a core at most. The
+pause is no longer than this, or than the look was: what the kernel tells of is to be seen within a second."""
 REPAIRS_IN_A_ROW, CALM_SECONDS, LONGEST_HOLD = 5, 10.0, 60.0
 """Repairs follow at once until there were so many of the same things, each within the calm after the one before; then
 they wait."""
@@ -108,7 +109,7 @@ class Drift:
         self._told.clear()
         self._looks += 1
         self._cost = seconds
-        self._not_before = now + LOOK_SHARE * seconds
+        self._not_before = now + min(LOOK_SHARE * seconds, max(LOOK_PAUSE, seconds))
         self._next_compare = now + max(COMPARE_SECONDS, COMPARE_SHARE * seconds)
 
     # --- what was found -----------------------------------------------------------------------------------

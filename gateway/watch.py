@@ -63,7 +63,11 @@ class Watch:
 
     def changed(self) -> frozenset[Domain]:
         """Domains that were written to since the reading that was settled; one that never was is no news."""
-        return frozenset(domain for domain, seen in self._seen.items() if self._ask(domain) != seen)
+        said: dict[Evidence, Hashable] = {}
+        for domain, its in self._evidence.items():
+            if its not in said and domain in self._seen:  # what is shared is asked once
+                said[its] = self._ask(domain)
+        return frozenset(domain for domain, seen in self._seen.items() if said[self._evidence[domain]] != seen)
 
     def _ask(self, domain: Domain) -> Hashable:
         """Without its evidence a domain is left to full comparisons; no transaction fails for want of it."""

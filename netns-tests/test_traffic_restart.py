@@ -51,7 +51,7 @@ def works(world: World) -> None:
 
 def test_the_daemons_death_and_return_loses_no_packet(world: World, gateway: Gateway) -> None:
     flow = udp(world.internet, (EIP2, 53), world.vpc.a2.udp(53))
-    with Stream(flow.near, flow.far, flow.source) as stream:
+    with Stream(flow) as stream:
         wait_for(lambda: stream.sent > 50, "the stream runs")
         first = gateway.pid
         rules, generation = gateway.saved(), stream.sent
@@ -61,7 +61,7 @@ def test_the_daemons_death_and_return_loses_no_packet(world: World, gateway: Gat
         second = gateway.pid
         running = stream.sent
         wait_for(lambda: stream.sent > running + 50, "the stream ran with the new daemon")
-    assert stream.lost() == 0
+    assert stream.lost == 0
     assert first != second
     assert gateway.saved() == rules
     world.close_sockets()

@@ -13,6 +13,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -143,6 +144,69 @@ def anything(end: socket.socket) -> bool:
         end.settimeout(PATIENCE)
 
 
+class Stream:
+    """Numbered datagrams in both directions of a flow, a thousand a second each, by which every loss is seen.
+
+    Use it with ``with``; ``lost`` and ``longest_gap`` are known afterwards. A gap is the time between two arrivals
+    at one end, so it has in it what the machine did instead of running this program.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._ends = (flow.near, flow.far)
+        self._stop = threading.Event()
+        self.sent = 0
+        self._seen: tuple[set[bytes], set[bytes]] = (set(), set())
+        self._gaps = [0.0, 0.0]
+        self._threads = [threading.Thread(target=self._send)]
+        for number, end in enumerate(self._ends):
+            end.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)  # SO_RCVBUFFORCE: nothing is lost at the ends
+            self._threads.append(threading.Thread(target=self._receive, args=(number,)))
+
+    def __enter__(self) -> Stream:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self) -> None:
+        while not self._stop.wait(0.001):
+            number = self.sent.to_bytes(4, "big")
+            self._flow.forth(number)
+            self._flow.back(number)
+            self.sent += 1
+
+    def _receive(self, number: int) -> None:
+        end, seen, last = self._ends[number], self._seen[number], time.monotonic()
+        deadline = None
+        while not (self._stop.is_set() and len(seen) >= self.sent):
+            # What is on its way when the stream ends gets its time.
+            deadline = deadline or (time.monotonic() + PATIENCE if self._stop.is_set() else None)
+            if deadline and time.monotonic() > deadline:
+                return
+            end.settimeout(SILENCE)
+            try:
+                seen.add(end.recv(64))
+            except TimeoutError:
+                continue
+            now = time.monotonic()
+            self._gaps[number], last = max(self._gaps[number], now - last), now
+
+    @property
+    def lost(self) -> int:
+        """How many datagrams did not arrive, of both directions."""
+        return sum(self.sent - len(seen) for seen in self._seen)
+
+    @property
+    def longest_gap(self) -> float:
+        """The longest time, in seconds, in which nothing arrived at one of the ends."""
+        return max(self._gaps)
+
+
 def tcp(client: Host, to: Address, server: socket.socket) -> Flow:
     """Connect, and exchange something; TimeoutError or ConnectionError if that fails."""
     near = client.open_socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -210,43 +274,3 @@ def _checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
-
-
-class Stream:
-    """Numbered datagrams in both directions, a thousand a second, by which every loss would be seen."""
-
-    def __init__(self, near: socket.socket, far: socket.socket, source: tuple[str, int]) -> None:
-        self._near, self._far, self._source = near, far, source
-        self._stop = threading.Event()
-        for end in (near, far):
-            end.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE: nothing is lost at the ends
-        self.sent = 0
-        self._thread = threading.Thread(target=self._send)
-
-    def __enter__(self) -> Stream:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _send(self) -> None:
-        while not self._stop.wait(0.001):
-            number = self.sent.to_bytes(4, "big")
-            self._near.send(number)
-            self._far.sendto(number, self._source)
-            self.sent += 1
-
-    def lost(self) -> int:
-        """How many datagrams did not arrive; call it after the stream has ended."""
-        missing = 0
-        for end in (self._near, self._far):
-            arrived: set[bytes] = set()
-            while len(arrived) < self.sent:
-                try:
-                    arrived.add(end.recv(64))
-                except TimeoutError:
-                    break
-            missing += self.sent - len(arrived)
-        return missing

@@ -13,7 +13,7 @@ from gateway.drift import (
     COMPARE_SECONDS,
     COMPARE_SHARE,
     LONGEST_HOLD,
-    LOOK_SHARE,
+    LOOK_PAUSE,
     REPAIRS_IN_A_ROW,
     Drift,
     Look,
@@ -211,7 +211,8 @@ class Told:
         pass
 
 
-def test_the_evidence_is_looked_into_at_once_and_never_costs_more_than_a_tenth() -> None:
+@pytest.mark.parametrize(("cost", "pause"), [(0.01, 0.09), (0.1, LOOK_PAUSE), (2.0, 2.0)])
+def test_the_evidence_is_looked_into_at_once_but_not_without_a_pause(cost: float, pause: float) -> None:
     clock, told = ManualClock(), Told()
     drift = Drift(clock, Journal(clock), watch=told)
     assert drift.due() is None
@@ -219,10 +220,11 @@ def test_the_evidence_is_looked_into_at_once_and_never_costs_more_than_a_tenth()
     assert drift.due() is None  # it is asked for twice a second,
     drift.hint()
     assert drift.due() == Look(("links",))  # and when the kernel says so
-    drift.looked(0.1)
+    drift.looked(cost)
+    clock.now += 0.9 * pause
     drift.hint()
     assert drift.due() is None
-    clock.now += 0.1 * LOOK_SHARE
+    clock.now += 0.11 * pause
     assert drift.due() == Look(("links",))
 
 

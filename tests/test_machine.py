@@ -24,6 +24,7 @@ from rules.nft import NftTable
 from rules.ruleset import BUILTIN, ChainRef, Drop, Foreign, Rule, Source
 from rules.spec import GatewaySpec
 from rules.state import AddressKey, RouteEntry, RouteKey
+from rules.tc import Link, TableKey
 from tests.gateway_kit import Gateway, gateway, ports
 from tests.strategies import adds, commands, specs
 from tests.test_crash import DieAt, Died
@@ -34,6 +35,13 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 FOREIGN = Foreign("-p tcp -m tcp --dport 7 -j RETURN")
 THEIRS = AddressKey("net1", "192.168.0.77/24")
 moments = st.integers(1, 12)
+
+
+def standing(kernel: FakeKernel) -> tuple[object, ...]:
+    """Everything that a change may touch. Empty hash tables of the shaper, and links to them, stay by design."""
+    *others, tc = state_of(kernel)
+    assert isinstance(tc, dict)
+    return (*others, {k: v for k, v in tc.items() if not isinstance(k, TableKey) and not isinstance(v, Link)})
 
 
 class Life(RuleBasedStateMachine):
@@ -143,7 +151,7 @@ class Life(RuleBasedStateMachine):
     # --- what must hold -----------------------------------------------------------------------------------
 
     def carry_out(self, listed: list[c.Command]) -> None:
-        before = state_of(self.kernel)
+        before = standing(self.kernel)
         future = self.pod.service.change(lambda spec: _edited(spec, listed), by="test")
         error = future.exception(timeout=10)
         try:
@@ -154,10 +162,10 @@ class Life(RuleBasedStateMachine):
             self.settle(error, wanted, before)
             return
         assert type(error) is expected
-        assert state_of(self.kernel) == before
+        assert standing(self.kernel) == before
 
     def change_to(self, spec: GatewaySpec, *, reverts: bool = True) -> None:
-        before = state_of(self.kernel)
+        before = standing(self.kernel)
         error = self.pod.service.change(lambda _: spec, by="test").exception(timeout=10)
         self.settle(error, spec, before, reverts=reverts)
 
@@ -175,7 +183,7 @@ class Life(RuleBasedStateMachine):
         assert isinstance(error, Refused)
         if reverts:
             assert not isinstance(error, transaction.NotReverted)
-            assert state_of(self.kernel) == before
+            assert standing(self.kernel) == before
 
     @invariant()
     def the_kernel_is_the_model(self) -> None:

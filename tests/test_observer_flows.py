@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gateway.observer import ctnetlink
 from gateway.observer.config import ConfigError, parse
 from gateway.observer.flow import Counters, Endpoints, Flow, Identity, Recorder, labels, pack, unpack
+from gateway.observer.table import FlowTable
 from tests.observer_kit import (
     DESTROY,
     ICMP,
@@ -28,6 +29,7 @@ from tests.observer_kit import (
     message,
     tuple_attribute,
 )
+from tests.watcher_kit import Book
 
 IDENTITY = Identity("ns", "gateway", "pod", 'no"de')
 MOMENT = 1_766_000_000_123_456_789
@@ -328,3 +330,44 @@ def test_a_rule_without_ports_fits_a_flow_without_ports() -> None:
 def test_lines_are_lines() -> None:
     line = Recorder(Identity("a\nb", "", "", "")).line("start", flow(), MOMENT)
     assert re.fullmatch(rb"[^\n]+\n", line)
+
+
+@given(st.lists(flows(), min_size=1, max_size=8), st.integers(0, 3))
+def test_a_glance_says_what_the_whole_message_says_or_nothing(some: list[Flow], cut: int) -> None:
+    glance = ctnetlink.Glance()
+    for one in [*some, *some]:
+        said = memoryview(bytearray(body(one)))
+        seen = glance.at(said, 0, len(said))
+        if seen is not None:
+            whole = ctnetlink.translated_flow(said, 0, len(said))
+            assert whole is not None
+            assert (whole.zone, whole.identifier, whole.counters) == (0, *seen)
+        glance.learn(said, 0, len(said))
+        if cut:
+            glance.at(said[: len(said) - cut], 0, len(said) - cut)  # nothing is read behind the end
+
+
+def test_a_glance_knows_the_usual_message_when_it_has_seen_one() -> None:
+    glance = ctnetlink.Glance()
+    one = flow(counters=Counters(1, 60, 2, 120))
+    first, second = (memoryview(bytearray(body(f))) for f in (one, one._replace(counters=Counters(9, 600, 7, 500))))
+    assert glance.at(first, 0, len(first)) is None
+    glance.learn(first, 0, len(first))
+    assert glance.at(second, 0, len(second)) == (one.identifier, Counters(9, 600, 7, 500))
+
+
+@pytest.mark.parametrize("table", [FlowTable(lambda event, one: None), Book()])
+def test_what_a_dump_tells_unchanged_lives_and_what_has_changed_is_read(table: FlowTable | Book) -> None:
+    one = flow(counters=Counters(1, 60, 0, 0))
+    table.begin_dump()
+    assert not table.unchanged(one.identifier, Counters(1, 60, 0, 0)), "it is not known"
+    table.dumped(one)
+    table.end_dump()
+    table.begin_dump()
+    assert not table.unchanged(one.identifier, Counters(2, 120, 0, 0))
+    assert table.unchanged(one.identifier, Counters(1, 60, 0, 0))
+    table.end_dump()
+    assert len(table) == 1
+    table.begin_dump()
+    table.end_dump()
+    assert len(table) == 0

@@ -103,6 +103,49 @@ def translated_flow(buffer: memoryview, start: int, end: int) -> Flow | None:
         raise Malformed(f"a message about a connection that lacks something: {error!r}") from error
 
 
+class Glance:
+    """Reads no more of a message than which connection it is and what the kernel counted.
+
+    In a dump nearly every message tells of a connection that is known, and messages of one length are laid out alike:
+    where identifier and counters are is learned from one that was read whole, and looked at again in each by the
+    headers in front of them.
+    """
+
+    def __init__(self) -> None:
+        self._layouts: dict[int, struct.Struct] = {}
+
+    def learn(self, buffer: memoryview, start: int, end: int) -> None:
+        """Remember how messages of this length are laid out, if they have a zone of 0 and both counters."""
+        if end - start in self._layouts or len(self._layouts) >= _LAYOUTS:
+            return
+        places = {kind: begin - _NLA.size - start for kind, begin, _ in _attributes(buffer, start + _NFGEN, end)}
+        order = [places.get(kind, -1) for kind in (_CTA_ID, _CTA_COUNTERS_ORIG, _CTA_COUNTERS_REPLY)]
+        if _CTA_ZONE in places or -1 in order or order != sorted(order):
+            return
+        ident, sent, received = order
+        counters = "4s4sQ4sQ"
+        layout = struct.Struct(f">{ident}x4sI{sent - ident - 8}x{counters}{received - sent - 28}x{counters}")
+        if layout.size <= end - start:
+            self._layouts[end - start] = layout
+
+    def at(self, buffer: memoryview, start: int, end: int) -> tuple[int, Counters] | None:
+        """The identifier and the counters; None for a message of another layout."""
+        layout = self._layouts.get(end - start)
+        if layout is None:
+            return None
+        a, identifier, b, c, op, d, ob, e, f, rp, g, rb = layout.unpack_from(buffer, start)
+        return (identifier, Counters(op, ob, rp, rb)) if (a, b, c, d, e, f, g) == _GLANCED else None
+
+
+_LAYOUTS = 64
+_COUNTED = (_NLA.pack(12, _CTA_COUNTERS_PACKETS), _NLA.pack(12, _CTA_COUNTERS_BYTES))
+_GLANCED = (
+    _NLA.pack(8, _CTA_ID),
+    *(_NLA.pack(28, _CTA_COUNTERS_ORIG | _NLA_F_NESTED), *_COUNTED),
+    *(_NLA.pack(28, _CTA_COUNTERS_REPLY | _NLA_F_NESTED), *_COUNTED),
+)
+
+
 _Found = tuple[int, Endpoints, Endpoints]
 """Protocol, the original and the translated endpoints."""
 

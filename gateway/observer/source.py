@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from gateway.observer import ctnetlink
-from gateway.observer.flow import Flow
+from gateway.observer.flow import Counters, Flow
 from gateway.observer.metrics import CONNTRACK, Tally
 from gateway.observer.output import Complaints
 from gateway.small.loop import Loop
@@ -39,6 +39,8 @@ class Table(Protocol):
     def event(self, kind: str, flow: Flow) -> None: ...
 
     def begin_dump(self) -> None: ...
+
+    def unchanged(self, identifier: int, counters: Counters) -> bool: ...
 
     def dumped(self, flow: Flow) -> None: ...
 
@@ -82,6 +84,7 @@ class ConntrackSource:
         self._events: socket.socket | None = None
         self._dump: socket.socket | None = None
         self._sequence = 0
+        self._glance = ctnetlink.Glance()
         self._dump_ended = 0
         self.dumps = 0
         """Dumps that came to their end."""
@@ -208,8 +211,12 @@ class ConntrackSource:
             try:
                 for kind, start, end, code in ctnetlink.messages(buffer, size, self._sequence):
                     if kind == ctnetlink.DUMPED:
+                        seen = self._glance.at(buffer, start, end)
+                        if seen is not None and table.unchanged(*seen):
+                            continue
                         if flow := ctnetlink.translated_flow(buffer, start, end):
                             table.dumped(flow)
+                            self._glance.learn(buffer, start, end)
                     elif kind == ctnetlink.FAILED:
                         raise OSError(code, os.strerror(code))
                     elif kind == ctnetlink.DONE:

@@ -116,6 +116,14 @@ class Ledger:
         self._discovered = []
         self._attributing, self._spec_changed = self._spec_changed, False
 
+    def unchanged(self, identifier: int, counters: Counters) -> bool:
+        """Whether the dump tells nothing new of a connection of zone 0; that it lives is then all there is to note."""
+        entry = self._entries.get(identifier)
+        if entry is None or self._attributing or _COUNTERS.pack(*counters) != entry.counters:
+            return False
+        entry.generation = self._generation
+        return True
+
     def dumped(self, flow: Flow) -> None:
         """The dump contains this connection."""
         key = flow.zone << 32 | flow.identifier

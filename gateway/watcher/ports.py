@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import struct
 from typing import NamedTuple, TypeVar
 
 from gateway.observer.flow import Flow, protocol_name
 
 K = TypeVar("K")
 
+_PLACE = struct.Struct(">BH")
 _WITH_PORTS = (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP)
 
 
@@ -27,8 +29,8 @@ class PortUse:
     def __init__(self) -> None:
         self._ports: dict[int, int] = {}
         """Connections by protocol and port."""
-        self._destinations: dict[tuple[int, bytes, int], int] = {}
-        """Connections by protocol, address and port of the other end."""
+        self._destinations: dict[bytes, int] = {}
+        """Connections by the other end: protocol, port and address in one, for there may be very many."""
 
     def __len__(self) -> int:
         """Different ports in use, each protocol's own."""
@@ -40,7 +42,7 @@ class PortUse:
             ends = flow.translated
             port = flow.protocol << 16 | ends.source_port
             self._ports[port] = self._ports.get(port, 0) + 1
-            place = (flow.protocol, ends.destination, ends.destination_port)
+            place = _PLACE.pack(flow.protocol, ends.destination_port) + ends.destination
             self._destinations[place] = self._destinations.get(place, 0) + 1
 
     def release(self, flow: Flow) -> None:
@@ -48,14 +50,14 @@ class PortUse:
         if flow.protocol in _WITH_PORTS:
             ends = flow.translated
             _one_less(self._ports, flow.protocol << 16 | ends.source_port)
-            _one_less(self._destinations, (flow.protocol, ends.destination, ends.destination_port))
+            _one_less(self._destinations, _PLACE.pack(flow.protocol, ends.destination_port) + ends.destination)
 
     def busiest(self) -> Busiest | None:
         """The destination with most connections, None without any."""
         if not self._destinations:
             return None
         place, in_use = max(self._destinations.items(), key=lambda item: item[1])
-        protocol, address, port = place
+        (protocol, port), address = _PLACE.unpack_from(place), place[_PLACE.size :]
         family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
         return Busiest(protocol_name(protocol), socket.inet_ntop(family, address), port, in_use)
 

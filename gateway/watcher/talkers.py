@@ -26,25 +26,25 @@ class Talkers:
     """The addresses of one side."""
 
     def __init__(self) -> None:
-        self._living: dict[tuple[bytes, bool], int] = {}
-        """Connections by address and whether they were opened from outside."""
+        self._living: dict[bool, dict[bytes, int]] = {True: {}, False: {}}
+        """Living connections, opened from outside (True) and from inside, by address."""
         self._sums: dict[bytes, list[int]] = {}
         self.top: tuple[Talker, ...] = ()
         """Those of the last interval."""
 
     def opened(self, address: bytes, inbound: bool) -> None:
         """A connection lives."""
-        place = (address, inbound)
-        self._living[place] = self._living.get(place, 0) + 1
+        living = self._living[inbound]
+        living[address] = living.get(address, 0) + 1
 
     def closed(self, address: bytes, inbound: bool) -> None:
         """It has ended."""
-        place = (address, inbound)
-        left = self._living[place] - 1
+        living = self._living[inbound]
+        left = living[address] - 1
         if left:
-            self._living[place] = left
+            living[address] = left
         else:
-            del self._living[place]
+            del living[address]
 
     def of(self, address: bytes) -> list[int]:
         """The sums of the interval, to add to."""
@@ -65,17 +65,17 @@ class Talkers:
             self.of(address)
         found = heapq.nlargest(TOP, self._sums.items(), key=lambda item: (*_weight(item[1]), self._held(item[0])))
         for address, sums in found:
-            sums[ACTIVE_IN] = self._living.get((address, True), 0)
-            sums[ACTIVE_OUT] = self._living.get((address, False), 0)
+            sums[ACTIVE_IN] = self._living[True].get(address, 0)
+            sums[ACTIVE_OUT] = self._living[False].get(address, 0)
         self.top = tuple(Talker(_text(address), sums) for address, sums in found)
         self._sums = {}
 
     def _holders(self) -> Iterable[bytes]:
         """Those with most connections, busy or not."""
-        return [address for (address, _), _ in heapq.nlargest(TOP, self._living.items(), key=lambda item: item[1])]
+        return [a for living in self._living.values() for a in heapq.nlargest(TOP, living, key=living.__getitem__)]
 
     def _held(self, address: bytes) -> int:
-        return self._living.get((address, True), 0) + self._living.get((address, False), 0)
+        return sum(living.get(address, 0) for living in self._living.values())
 
 
 def _weight(sums: list[int]) -> tuple[int, int]:

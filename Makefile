@@ -48,8 +48,9 @@ test: setup-test check ## make check, then every test: pure ones, and real packe
 	$(BIN)/python -m pytest -n 4 --dist loadfile -m 'not alone'; \
 	$(BIN)/python -m pytest -m alone
 
-fuzz: setup ## a million malformed BFD packets, twice; a few minutes, no root
-	@NATGW_FUZZ_PACKETS=1000000 $(BIN)/python -m pytest tests/test_bfd_fuzz.py
+fuzz: setup ## two million malformed BFD packets, and thousands of inputs for every other parser and the API; minutes, no root
+	@NATGW_FUZZ_PACKETS=1000000 NATGW_FUZZ_CASES=5000 NATGW_FUZZ_REQUESTS=300 $(BIN)/python -m pytest -n 2 --dist load \
+	    tests/test_bfd_fuzz.py tests/test_parsers_fuzz.py tests/test_http_fuzz.py tests/test_exec_malformed.py
 
 bench: setup-test ## measure what the gateway costs, into build/bench (root; QUICK=1, BENCH='flows verbs', PAGE=1: also docs/performance.md)
 	@$(BIN)/python -m bench $(BENCH) $(if $(QUICK),--quick) $(if $(PAGE),--page)

@@ -60,7 +60,7 @@ def decode_request(data: bytes) -> Request:
     if fields[0] != MAGIC or fields.pop() != "" or "" not in fields:
         raise BadRequest(f"not a {MAGIC} request")
     end = fields.index("")
-    if end < 2 or not (fields[1].isascii() and fields[1].isdigit()):
+    if end < 2 or not (fields[1].isascii() and fields[1].isdigit() and len(fields[1]) <= 20):  # an inode: 64 bits
         raise BadRequest(f"not a {MAGIC} request: no network namespace")
     pairs = (field.partition("=") for field in fields[2:end])
     return Request(int(fields[1]), {name: value for name, _, value in pairs}, tuple(fields[end + 1 :]))

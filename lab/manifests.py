@@ -105,7 +105,7 @@ def read(texts: Iterable[tuple[str, str]]) -> Manifests:
     for source, text in texts:
         try:
             documents = list(yaml.load_all(text, _Loader))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # of values and keys that cannot be
             result.problems.append(f"{source}: not YAML: {' '.join(str(error).split())}.")
             continue
         for where, document in _flatten(source, documents):
@@ -126,7 +126,8 @@ def _flatten(source: str, documents: list[Any]) -> Iterator[tuple[str, Any]]:
         if document is None:
             continue
         if isinstance(document, dict) and document.get("kind") == "List":
-            for position, item in enumerate(document.get("items") or [], 1):
+            items = document.get("items") or []
+            for position, item in enumerate(items if isinstance(items, list) else [items], 1):
                 yield f"{where}, item {position}", item
         else:
             yield where, document

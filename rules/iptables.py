@@ -208,12 +208,12 @@ def parse_save(text: str, family: Family = 4) -> Ruleset:
     chains: dict[ChainRef, list[AnyRule]] = {}
     table = ""
     for line in _lines(text):
-        if line.startswith("-A "):
-            _, chain, *rule = line.split(" ", 2)
-            chains[ChainRef(table, chain, family)].append(parse_rule(rule[0] if rule else ""))
-        elif line.startswith("["):  # [packets:bytes] -A ..., as -c prints it
-            _, _, chain, *rule = line.split(" ", 3)
-            chains[ChainRef(table, chain, family)].append(parse_rule(rule[0] if rule else ""))
+        if line.startswith(("-A ", "[")):
+            words = (line.partition(" ")[2] if line.startswith("[") else line).split(" ", 2)  # [packets:bytes] -A ...
+            ref = ChainRef(table, words[1], family) if words[0] == "-A" and len(words) > 1 else None
+            if ref is None or ref not in chains:
+                raise ValueError(f"not a line of iptables-save: {line!r}")
+            chains[ref].append(parse_rule(words[2] if len(words) > 2 else ""))
         elif line.startswith(":"):
             chains[ChainRef(table, line[1:].partition(" ")[0], family)] = []
         elif line.startswith("*"):

@@ -17,7 +17,7 @@ BENCH ?=
 QUICK ?=
 PAGE ?=
 
-.PHONY: help setup setup-test setup-image demo check test fuzz bench image image-test sbom lock clean
+.PHONY: help setup setup-test setup-image demo check test fuzz bench image image-test audit sbom lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ image-test: image ## run the image as Kube-OVN would, with real packets (root)
 
 sbom: image ## list what is in the image, as CycloneDX, under build/sbom
 	@scripts/sbom.sh
+
+audit: ## look the locked Python dependencies up among known vulnerabilities (2: the index here has no such data)
+	@scripts/audit.sh
 
 lock: ## pin the Python dependencies anew from pyproject.toml (UPGRADE=1: to their newest versions)
 	@scripts/lock.sh

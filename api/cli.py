@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import urlencode
+from typing import Annotated
 
 import typer
 
 from api import operate
-from api.cliparts import CHANGES, FAILED, AsJson, ask, print_json, request, stop
+from api.cliparts import CHANGES, FAILED, AsJson, ask, print_json, read_state, request, stop
 
 CODES = """
 Exit codes: 0 done; 1 failed, with the reason on stderr; 2 wrong usage, and from `plan` that there is something to
@@ -95,27 +93,6 @@ def serve(context: typer.Context) -> None:
 
 
 @app.command()
-def status(
-    context: typer.Context,
-    as_json: AsJson = False,
-    diff: Annotated[
-        bool, typer.Option("--diff", help="Compare the kernel with the desired state, and say what was repaired last.")
-    ] = False,
-) -> None:
-    """Say how the gateway is: readiness, interfaces, ARP, counts, address conflicts, the last error.
-
-    With --diff: how the kernel differs from the desired state now, and what others had changed before it was repaired.
-    """
-    said = ask(context, "GET", "/v1/drift" if diff else "/v1/status")
-    if as_json:
-        print_json(said)
-        return
-    from api import show  # noqa: PLC0415 -- rich is not needed for JSON
-
-    (show.show_drift if diff else show.show_status)(said)
-
-
-@app.command()
 def export(
     context: typer.Context,
     output: Annotated[str, typer.Option("--output", "-o", metavar="json|yaml", help="The format.")] = "json",
@@ -141,7 +118,7 @@ def apply(context: typer.Context, file: File, as_json: AsJson = False) -> None:
 
     Example: natgw apply -f gateway.yaml
     """
-    said = ask(context, "PUT", "/v1/gateway", _read_state(file))
+    said = ask(context, "PUT", "/v1/gateway", read_state(file))
     if as_json:
         print_json(said)
     else:
@@ -158,7 +135,7 @@ def plan(context: typer.Context, file: File, as_json: AsJson = False) -> None:
 
     Example: natgw plan -f gateway.yaml
     """
-    said = ask(context, "PUT", "/v1/gateway?dryRun=true", _read_state(file))
+    said = ask(context, "PUT", "/v1/gateway?dryRun=true", read_state(file))
     if as_json:
         print_json(said)
     else:
@@ -167,33 +144,6 @@ def plan(context: typer.Context, file: File, as_json: AsJson = False) -> None:
         show.show_plan(said)
     if said["changed"]:
         raise typer.Exit(CHANGES)
-
-
-@app.command()
-def explain(  # noqa: PLR0917 -- each is an argument or option of the command
-    context: typer.Context,
-    protocol: Annotated[str, typer.Argument(metavar="PROTO", help="tcp, udp or icmp.")],
-    source: Annotated[str, typer.Argument(metavar="SRC[:PORT]")],
-    destination: Annotated[str, typer.Argument(metavar="DST[:PORT]")],
-    in_interface: Annotated[
-        str | None, typer.Option("--in", metavar="IFACE", help="Where it comes in; by default where SRC lies.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Tell what becomes of a connection's first packet, rule by rule.
-
-    Example: natgw explain tcp 203.0.113.5:40000 192.168.0.10:8888 --in net1
-    """
-    question = {"protocol": protocol.lower(), "src": source, "dst": destination}
-    if in_interface:
-        question["in"] = in_interface
-    said = ask(context, "GET", f"/v1/explain?{urlencode(question)}")
-    if as_json:
-        print_json(said)
-    else:
-        from api import show  # noqa: PLC0415 -- rich is not needed for JSON
-
-        show.show_explanation(said)
 
 
 operate.add_commands(app)
@@ -271,35 +221,6 @@ def api(context: typer.Context, method: str, path: str) -> None:
     typer.echo(text, nl=bool(text) and not text.endswith("\n"))
     if not answer.ok:
         raise typer.Exit(FAILED)
-
-
-def _read_state(file: str) -> bytes:
-    """The state in a file as JSON, whether it was written as JSON or as YAML."""
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        stop(f"{file}: {error.strerror}", FAILED)
-    except UnicodeDecodeError:
-        stop(f"{file}: not UTF-8 text", FAILED)
-    try:
-        return json.dumps(_parse(file, text)).encode()
-    except TypeError as error:
-        stop(f"{file}: JSON has no form for a value in it: {error}", FAILED)
-
-
-def _parse(file: str, text: str) -> Any:
-    if text.lstrip().startswith("{"):
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            stop(f"{file}: not JSON: {error}", FAILED)
-    import yaml  # noqa: PLC0415 -- not needed for JSON
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        return yaml.load(text, loader)
-    except yaml.YAMLError as error:
-        stop(f"{file}: not YAML: {' '.join(str(error).split())}", FAILED)
 
 
 if __name__ == "__main__":

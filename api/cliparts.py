@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -48,3 +50,32 @@ def stop(message: str, code: int) -> NoReturn:
 def print_json(said: Any) -> None:
     """A value as people read JSON."""
     typer.echo(json.dumps(said, indent=2))
+
+
+def read_state(file: str) -> bytes:
+    """The state in a file as JSON, whether it was written as JSON or as YAML."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        stop(f"{file}: {error.strerror}", FAILED)
+    except UnicodeDecodeError:
+        stop(f"{file}: not UTF-8 text", FAILED)
+    try:
+        return json.dumps(_parse(file, text)).encode()
+    except TypeError as error:
+        stop(f"{file}: JSON has no form for a value in it: {error}", FAILED)
+
+
+def _parse(file: str, text: str) -> Any:
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            stop(f"{file}: not JSON: {error}", FAILED)
+    import yaml  # noqa: PLC0415 -- not needed for JSON
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return yaml.load(text, loader)
+    except yaml.YAMLError as error:
+        stop(f"{file}: not YAML: {' '.join(str(error).split())}", FAILED)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pydantic import Field
 
-from api.rendered import rendered
-from rules.desired import Facts
+from rules.flows import Flow, FlowFilter
 from rules.iptables import render_rule
-from rules.share import services
-from rules.spec import GatewaySpec, InterfaceName, IPv4, Part, Port
-from rules.state import Actual
+from rules.mending import Fault
+from rules.share import services_of
+from rules.spec import InterfaceName, Interfaces, IPv4, Part, Port
+from rules.story import Line, Reading, packet_of, tell
 from rules.trace import Host, Packet, Verdict, route, trace
+
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
 
 
 class Endpoint(Part):
@@ -59,21 +62,45 @@ class Translation(Part):
     leaves: PacketModel
 
 
-class Explanation(Part):
-    """The packet's walk. ``text`` tells all of it to people, a line a step.
+class FlowModel(Part):
+    """A tracked connection: its first packet as it came, and the answers as they come."""
 
-    ``backends``: where a shared DNAT sends such packets; the walk is that to the first.
+    protocol: int
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    reply_source: str
+    reply_source_port: int
+    reply_destination: str
+    reply_destination_port: int
+
+
+class Explanation(Part):
+    """The packet's walk and the whole story around it.
+
+    ``story`` is for people, sentence by sentence; ``text`` the same without its topics. ``faults`` is what is missing,
+    with what would mend it; ``works``: nothing is known that keeps the connection from working. ``verdict`` is the
+    packet's real end: what the rules say, unless something stops it before. ``certain``: no rules of others had a say.
+    ``backends``: where a shared DNAT sends such packets; the walk is that to the first. ``flow``: the tracked
+    connection that was asked for, the first of 1 + ``other_flows``.
     """
 
     packet: PacketModel
     in_interface: str
     steps: list[StepModel]
     verdict: Verdict
+    certain: bool
+    works: bool
     final: PacketModel
     out_interface: str | None
     next_hop: str | None
     reply: Translation | None
     backends: list[str]
+    flow: FlowModel | None = None
+    other_flows: int = 0
+    story: list[Line]
+    faults: list[Fault]
     text: list[str]
 
 
@@ -85,11 +112,12 @@ def endpoint(text: str) -> Endpoint:
     return Endpoint(address=found[1], port=int(found[2]) if found[2] else None)
 
 
-def explain(question: Question, spec: GatewaySpec, facts: Facts, actual: Actual) -> Explanation:
-    """Walk the packet through the rendering of ``spec``, by addresses, routes and maps of one reading of the kernel."""
-    host = Host.of(actual)
+def explain(question: Question, reading: Reading) -> Explanation:
+    """Walk the packet through the rules of one reading, by its addresses and routes, and tell its story."""
+    host = Host.of(reading.actual)
     origin = route(host, question.source.address)
-    came = question.in_interface or (origin[1].interface if origin else spec.interfaces.external)
+    fallback = reading.spec.interfaces.external if reading.spec else Interfaces().external
+    came = question.in_interface or (origin[1].interface if origin else fallback)
     packet = Packet(
         question.protocol,
         question.source.address,
@@ -98,11 +126,47 @@ def explain(question: Question, spec: GatewaySpec, facts: Facts, actual: Actual)
         question.destination.port or 0,
         came,
     )
-    ruleset = rendered(spec, facts, maps=actual.maps.stands)
-    fate = trace(packet, ruleset, host, services=services(spec), maps=actual.maps)
+    return _explained(packet, reading)
+
+
+def explain_flow(found: Sequence[Flow], reading: Reading) -> Explanation:
+    """The story of the first of these tracked connections."""
+    flow = found[0]
+    external = reading.spec.interfaces.external if reading.spec else Interfaces().external
+    told = _explained(packet_of(flow, Host.of(reading.actual), external), reading, flow)
+    return told.model_copy(update={"flow": _flow(flow), "other_flows": len(found) - 1})
+
+
+def filters_for(protocol: str, end: Endpoint) -> list[FlowFilter]:
+    """Where connections are looked for that have this end on any of their four corners."""
+    number = PROTOCOLS[protocol]
+    address = end.address
+    return [
+        FlowFilter(protocol=number, orig_src=address),
+        FlowFilter(protocol=number, orig_dst=address),
+        FlowFilter(protocol=number, reply_dst=address),
+        FlowFilter(protocol=number, reply_src=address),
+    ]
+
+
+def has_end(flow: Flow, end: Endpoint) -> bool:
+    """Whether one of the connection's corners is this end."""
+    corners = (
+        (flow.orig_src, flow.orig_sport),
+        (flow.orig_dst, flow.orig_dport),
+        (flow.reply_src, flow.reply_sport),
+        (flow.reply_dst, flow.reply_dport),
+    )
+    return any(address == end.address and end.port in (None, port) for address, port in corners)
+
+
+def _explained(packet: Packet, reading: Reading, flow: Flow | None = None) -> Explanation:
+    actual = reading.actual
+    fate = trace(packet, actual.ruleset, Host.of(actual), services=services_of(actual.nft), maps=actual.maps)
+    story = tell(fate, reading, flow)
     return Explanation(
         packet=_packet(packet),
-        in_interface=came,
+        in_interface=packet.in_interface,
         steps=[
             StepModel(
                 table=step.ref.table if step.ref else None,
@@ -113,13 +177,31 @@ def explain(question: Question, spec: GatewaySpec, facts: Facts, actual: Actual)
             )
             for step in fate.steps
         ],
-        verdict=fate.verdict,
+        verdict=story.verdict,
+        certain=fate.certain,
+        works=story.works,
         final=_packet(fate.final),
-        out_interface=fate.out_interface,
-        next_hop=fate.next_hop,
+        out_interface=fate.out_interface if story.verdict == "forwarded" else None,
+        next_hop=fate.next_hop if story.verdict == "forwarded" else None,
         reply=Translation(arrives=_packet(fate.reply[0]), leaves=_packet(fate.reply[1])) if fate.reply else None,
         backends=[f"{address}:{port}" for address, port in fate.backends],
-        text=fate.describe(),
+        story=list(story.lines),
+        faults=list(story.faults),
+        text=[line.text for line in story.lines],
+    )
+
+
+def _flow(flow: Flow) -> FlowModel:
+    return FlowModel(
+        protocol=flow.protocol,
+        source=flow.orig_src,
+        source_port=flow.orig_sport,
+        destination=flow.orig_dst,
+        destination_port=flow.orig_dport,
+        reply_source=flow.reply_src,
+        reply_source_port=flow.reply_sport,
+        reply_destination=flow.reply_dst,
+        reply_destination_port=flow.reply_dport,
     )
 
 

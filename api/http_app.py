@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from api.http_console import add_console
 from api.http_drift import add_drift
 from api.http_events import add_events
+from api.http_explain import add_explain
 from api.http_gateway import Committer, add_gateway, add_probes, add_views
 from api.http_guards import SizeLimit
 from api.http_items import add_items
@@ -45,6 +46,7 @@ def build_app(service: Service, *, max_body: int = MAX_BODY_BYTES, figures: Figu
     add_gateway(app, service, commit)
     add_items(app, service, commit)
     add_views(app, service)
+    add_explain(app, service)
     add_drift(app, service)
     add_events(app, service.journal)
     add_probes(app, service)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Query, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from api import http_examples as examples
-from api.explain import Endpoint, Explanation, Question, endpoint, explain
 from api.http_guards import asker
 from api.http_models import NOT_INITIALIZED, NOT_READY, WRITE_PROBLEMS, Result, result
-from api.http_problems import bad_field, problem
+from api.http_problems import problem
 from api.rendered import rendered_text
 from gateway.service import Edit, Service
 from gateway.status import Status
 from rules.commands import Command, EipAdd, Init
 from rules.edit import NotInitialized, edit_all
 from rules.loadbalancer import LoadBalancerSpec
-from rules.spec import GatewaySpec, InterfaceName, Interfaces
+from rules.spec import GatewaySpec, Interfaces
 
 DryRun = Annotated[bool, Query(alias="dryRun", description="only say what would be done")]
 
@@ -127,29 +126,6 @@ def add_views(app: FastAPI, service: Service) -> None:
         """What is rendered from the desired state, as iptables-save (and, for its tables, nft) prints it."""
         spec = service.load_balancer or _standing(service)
         return rendered_text(spec, service.facts, maps=service.actual.maps.stands)
-
-    @app.get("/v1/explain", responses={**NOT_INITIALIZED, 422: WRITE_PROBLEMS[422]})
-    async def explain_packet(
-        protocol: Annotated[Literal["tcp", "udp", "icmp"], Query()],
-        src: Annotated[str, Query(description="address:port, or an address alone", examples=["10.0.1.10:40000"])],
-        dst: Annotated[str, Query(description="address:port, or an address alone", examples=["192.0.2.1:443"])],
-        in_interface: Annotated[
-            InterfaceName | None, Query(alias="in", description="by default where the source lies")
-        ] = None,
-    ) -> Explanation:
-        """The walk of a connection's first packet through the rendered rules, step by step."""
-        source, destination = _endpoint("src", src), _endpoint("dst", dst)
-        if protocol != "icmp" and destination.port is None:
-            raise bad_field("query", "dst", f"{protocol} needs a port (192.0.2.1:443)")
-        question = Question(protocol=protocol, source=source, destination=destination, in_interface=in_interface)
-        return explain(question, _standing(service), service.facts, service.actual)
-
-
-def _endpoint(name: str, text: str) -> Endpoint:
-    try:
-        return endpoint(text)
-    except ValueError:
-        raise bad_field("query", name, f"{text!r} is not an IPv4 address with a port (192.0.2.1:443)") from None
 
 
 def add_probes(app: FastAPI, service: Service) -> None:

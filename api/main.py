@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +43,7 @@ from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.restore import RestoreFirewall
 from gateway.kernel.shaper import KernelShaper
+from gateway.kernel.surroundings import KernelSurroundings
 from gateway.kernel.tcstats import shaped
 from gateway.kernel.variant import choose, iptables_version
 from gateway.ports import Firewall, Refused, Variant
@@ -124,9 +126,9 @@ def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
         firewall6=_firewall6(settings, firewall.variant),
         maps=WatchedMaps(maps, watch),
         tables6=("mangle",),
-        memory=Memories(firewall, (links, maps)),
+        memory=Memories(firewall, (links, shaper, maps)),
     )
-    return kernel, watch
+    return replace(kernel, around=KernelSurroundings(firewall.variant)), watch
 
 
 def _firewall(settings: Settings, generation: Generation) -> EvidentFirewall:

@@ -71,6 +71,16 @@ BFD = (
 )
 """What a pod that speaks BFD tells on its own port (``gateway.bfd.metrics``)."""
 
+ALERTS = """
+## Alerts and a dashboard
+
+[deploy/alerts.yaml](../deploy/alerts.yaml) has alert rules for the Prometheus operator, [deploy/grafana-dashboard.json](../deploy/grafana-dashboard.json) a dashboard to import in Grafana.
+
+![The dashboard's panels](pictures/dashboard.svg)
+
+This picture is not Grafana's: `python -m bench.dashboard` lets a gateway carry traffic for a minute while a real Prometheus scrapes it, asks that Prometheus every panel's queries, and
+draws the answers. The panels of egress gateways are empty in it because the gateway there is none."""
+
 OBSERVER = """The observer's metrics begin with `kube_ovn_vpc_egress_gateway_` and have the names, labels and meanings of Kube-OVN's:
 `observability_collector_up`, `observability_config_reload_total`, `observability_conntrack_events_total`, `observability_errors_total`,
 `observability_conntrack_cache_entries`, `observability_conntrack_cache_capacity`, `observability_conntrack_cache_evictions_total`,
@@ -93,6 +103,7 @@ def markdown() -> str:
         "\n## What the daemon does",
         *_table(meters),
         "\nBeside these, `natgw_process_*` tells of the daemon's memory, CPU time and descriptors.",
+        ALERTS,
         "\n## A pod that speaks BFD\n",
         "| name | meaning |",
         "|---|---|",

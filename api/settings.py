@@ -1,4 +1,4 @@
-"""The environment variables that configure the daemon; each is documented in the README."""
+"""The environment variables that configure the daemon; each is documented in docs/manual.md."""
 
 from __future__ import annotations
 

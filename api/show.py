@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+REFRESH_SECONDS = 2.0
 WIDE = 200  # columns where there is no terminal: what is piped must not be folded
 
 STYLES = {"+": "green", "-": "red", "~": "yellow"}
@@ -32,40 +38,39 @@ SIGNS = {
 
 
 def console() -> Console:
-    """The standard output; plain and unfolded where it is no terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    """The standard output; plain where it is no terminal, and unfolded unless COLUMNS says how wide it is."""
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 
 
-def show_status(status: dict[str, Any]) -> None:
-    """A table of the interfaces, and what else there is to know in a few lines."""
-    out = console()
+def marked(markup: str) -> Text:
+    """A line with colours. ``:cd:`` is two digits of a MAC address, never a picture."""
+    return Text.from_markup(markup, emoji=False, overflow="fold")
+
+
+def head_lines(status: dict[str, Any]) -> Iterator[Text]:
+    """How the gateway is, in a few lines: readiness, versions, counts, and what is wrong."""
+
     state = "[green]ready[/]" if status["ready"] else "[red]not ready[/]: " + escape("; ".join(status["pending"]))
     if not status["initialized"]:
         state = "[yellow]not initialized[/]"
     up = timedelta(seconds=int(status["uptimeSeconds"]))
-    out.print(f"[bold]vpc-nat-gateway {escape(status['version'])}[/]  {state}  iptables-{status['variant']}, up {up}")
-    table = Table("interface", "side", "link", "ARP", "MAC", "MTU", box=None, pad_edge=False)
-    for side, name in status["interfaces"].items():
-        link = status["links"].get(name)
-        seen = (
-            [_on(link["up"], "up", "down"), _on(link["arp"], "on", "off"), link["mac"], str(link["mtu"])]
-            if link
-            else []
-        )
-        table.add_row(escape(name), side, *(seen or ["[red]missing[/]"]))
-    out.print(table)
-    out.print(", ".join(f"{count} {kind}" for kind, count in status["counts"].items()))
-    done = ", ".join(f"{count} {what}" for what, count in status["transactions"].items())
-    out.print(f"generation {status['generation']}; transactions: {done}")
+    kernel = (status.get("surroundings") or {}).get("kernel")
+    runs = f"iptables-{status['variant']}{_fastpath(status)}{f', kernel {escape(kernel)}' if kernel else ''}, up {up}"
+    yield marked(f"[bold]vpc-nat-gateway {escape(status['version'])}[/]  {state}  {runs}")
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in status["counts"].items() if count)
+    done = ", ".join(f"{count:,} {what}" for what, count in status["transactions"].items())
+    yield marked(f"{counts or 'no objects'}; generation {status['generation']}; transactions: {done}")
+    if drift := status.get("drift"):
+        yield marked(f"drift: policy {drift['policy']}, {drift['repairs']:,} repairs; natgw status --diff compares")
     for conflict in status["conflicts"]:
-        out.print(
+        yield marked(
             f"[red]address conflict[/]: {conflict['address']} on {escape(conflict['interface'])} is also held by "
             f"{conflict['mac']}, seen {conflict['count']} times, last {_when(conflict['lastSeen'])}"
         )
     for warning in status.get("warnings", ()):
-        out.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
+        yield marked(f"[yellow]warning[/]: {escape(warning)}")
     if error := status["lastError"]:
-        out.print(f"[red]last error[/] {_when(error['at'])}, {escape(error['by'])}: {escape(error['message'])}")
+        yield marked(f"[red]last error[/] {_when(error['at'])}, {escape(error['by'])}: {escape(error['message'])}")
 
 
 def show_drift(report: dict[str, Any]) -> None:
@@ -90,7 +95,34 @@ def show_drift(report: dict[str, Any]) -> None:
             out.print(f"  and {entry['count'] - len(entry['differences'])} more")
 
 
-def _on(value: bool, yes: str, no: str) -> str:
+def _fastpath(status: dict[str, Any]) -> str:
+    """Whether maps decide ahead of the chains, where the daemon says so."""
+    fastpath = status.get("fastpath")
+    if fastpath is None:
+        return ""
+    why = f" ({escape(fastpath['reason'])})" if fastpath["reason"] else ""
+    return ", fastpath on" if fastpath["on"] else f", [yellow]fastpath off[/]{why}"
+
+
+def ago(seconds: float) -> str:
+    """A time that has passed, for people."""
+    return "now" if seconds < 1 else f"{timedelta(seconds=int(seconds))} ago"
+
+
+def refreshed(look: Callable[[], RenderableType], again: bool) -> None:
+    """Print one look or, on a terminal, look again every two seconds until Ctrl-C."""
+    out = console()
+    if not again:
+        out.print(look())
+        return
+    with suppress(KeyboardInterrupt), Live(look(), console=out, screen=out.is_terminal, auto_refresh=False) as live:
+        while True:
+            time.sleep(REFRESH_SECONDS)
+            live.update(look(), refresh=True)
+
+
+def on_off(value: bool, yes: str, no: str) -> str:
+    """The word for what is so; the other one in yellow."""
     return yes if value else f"[yellow]{no}[/]"
 
 
@@ -139,12 +171,42 @@ def show_result(result: dict[str, Any]) -> None:
 
 
 def show_explanation(explanation: dict[str, Any]) -> None:
-    """The walk, a numbered line a step; what comes of it last."""
+    """The story, sentence by sentence under its topics; what is missing and what would mend it; the end."""
     out = console()
-    text = explanation["text"]
-    for number, line in enumerate(text, start=1):
-        out.print(f"{number:>2}  {line}", markup=False, soft_wrap=True)
-    out.print(f"=> {explanation['verdict']}", style="bold", markup=False)
+    before = ""
+    for line in explanation["story"]:
+        if line["topic"] == "missing":
+            continue
+        topic = "" if line["topic"] == before else line["topic"]
+        before = line["topic"]
+        out.print(f"[cyan]{topic:<12}[/]{escape(line['text'])}", soft_wrap=True)
+    if others := explanation["otherFlows"]:
+        out.print(f"{'':<12}[dim]and {others} more connections with this end[/]")
+    for fault in explanation["faults"]:
+        mark = "[red]missing[/]     " if fault["breaks"] else "[yellow]note[/]        "
+        out.print(f"{mark}{escape(fault['what'])}", soft_wrap=True)
+        out.print(f"{'':<12}[green]mend:[/] {escape(fault['remedy'])}", soft_wrap=True)
+    ends = "nothing is known that keeps it from working" if explanation["works"] else "it does not work"
+    certain = "" if explanation["certain"] else "; uncertain: rules of others are taken as not matching"
+    out.print(f"=> {explanation['verdict']}; {ends}{certain}", style="bold", markup=False, soft_wrap=True)
+
+
+def show_findings(findings: list[dict[str, Any]], checks: int) -> None:
+    """Each finding with what follows from it and what would mend it, the worst first."""
+    out = console()
+    for each in findings:
+        colour = {"error": "red", "warning": "yellow"}.get(each["severity"], "cyan")
+        out.print(
+            f"[{colour}]{each['severity']:<8}[/] [bold]{escape(each['check'])}[/]: {escape(each['finding'])}",
+            soft_wrap=True,
+        )
+        for name in ("consequence", "remedy"):
+            if each[name]:
+                out.print(f"{'':<9}{name}: {escape(each[name])}", soft_wrap=True)
+    counted = Counter(each["severity"] for each in findings)
+    named = {"error": ("error", "errors"), "warning": ("warning", "warnings"), "info": ("worth knowing",) * 2}
+    said = ", ".join(f"{counted[name]} {words[counted[name] > 1]}" for name, words in named.items() if counted[name])
+    out.print(f"{checks} checks: {said or 'all is well'}", style="bold")
 
 
 _KINDS = {"change": "green", "repair": "yellow", "drift": "yellow", "refused": "red", "conflict": "red"}

@@ -30,7 +30,7 @@ def main() -> int:
     """Run the chosen measurements; 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which (all): {', '.join(QUESTIONS)}")
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: about two minutes for all")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds: a few minutes for all")
     parser.add_argument("--page", action="store_true", help="put the results in docs/performance.md")
     parser.add_argument("--only-page", action="store_true", help="measure nothing, use the results that there are")
     chosen = parser.parse_args()

@@ -62,7 +62,9 @@ class Bed:
         veth(self.outside, "west", self.gateway, "net1")
         self.tenants.ip(f"addr add {TENANT_ROUTER}/24 dev east", f"route add default via {LAN_IP}")
         self.outside.ip(f"addr add {ROUTER}/16 dev west", f"route add 10.0.0.0/8 via {OWN}")
-        set_sysctl(self.gateway, {"ipv4/ip_forward": 1})  # the pod's postStart hook
+        # Forwarding is the pod's postStart hook. With rp_filter 0 the kernel looks every packet's source up among the
+        # addresses, in a hash table of 256 lists: with 10,000 EIPs that would be what is measured.
+        set_sysctl(self.gateway, {"ipv4/ip_forward": 1, "ipv4/conf/all/rp_filter": 2})
         self.gateway.ip(
             f"addr add {LAN_IP}/24 dev eth0",
             f"addr add {OWN}/16 dev net1",

@@ -102,12 +102,19 @@ class Event(Part):
         if self.outcome == "failed":
             said.insert(0, "failed: ")
         numbers = [
-            f"{self.steps} steps" if self.steps else "",
-            f"{self.flows_deleted} flows ended" if self.flows_deleted else "",
+            _counted(self.steps, "step"),
+            _counted(self.flows_deleted, "flow", "flows ended"),
             "" if self.seconds is None else f"{self.seconds * 1000:.1f} ms",
         ]
         told = ", ".join(number for number in numbers if number)
         return "".join(said) + (f" [{told}]" if told else "")
+
+
+def _counted(number: int, one: str, many: str = "") -> str:
+    """``1 step``, ``2 steps``; nothing for none."""
+    if not number:
+        return ""
+    return f"{number:,} {many or one + 's'}" if number > 1 else f"1 {one}{many.removeprefix(one + 's')}"
 
 
 class Journal:

@@ -15,6 +15,7 @@ from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import AddressKey, LinkState, LinkStep, PolicyRule, RouteEntry, RouteKey
+from rules.surroundings import Surroundings
 from rules.tc import Objects, TcStep
 
 
@@ -143,6 +144,14 @@ class Nft(Protocol):
 
     def commit(self, commands: Sequence[NftCommand]) -> None:
         """Carry the commands out as one transaction; raises Refused and changes nothing."""
+        ...
+
+
+class Around(Protocol):
+    """What surrounds the gateway in its namespace; unlike the other ports it may be asked from any thread."""
+
+    def read(self) -> Surroundings:
+        """Everything, once; what cannot be read is told in it."""
         ...
 
 

@@ -32,7 +32,7 @@ from rules.ruleset import (
 )
 from rules.splice import splice
 
-_TRIES = 2
+_TRIES = 3
 
 
 class EvidentFirewall(Firewall, Protocol):
@@ -45,7 +45,7 @@ class EvidentFirewall(Firewall, Protocol):
     def edit_if(
         self, table: str, standing: Rulesets, edits: Sequence[ChainEdit], evidence: Hashable
     ) -> Hashable | None:
-        """``edit`` if ``evidence`` still holds, else raises Moved and changes nothing.
+        """``edit`` if ``evidence`` still holds, else raises Moved and changes nothing; None is no evidence.
 
         ``standing`` are the table's chains. Returns the evidence behind the edit if nothing but that happened since
         the one before, else None.
@@ -97,23 +97,20 @@ class RememberedFirewall:
         if known is not None and None not in (known.evidence, evidence) and known.evidence == evidence:
             self._known[table] = known
             return known.chains
-        chains = known.chains if known else {}
         for _ in range(_TRIES):
-            chains = shared(chains, self._driver.read([table]).chains)
+            chains = shared(known.chains if known else {}, self._driver.read([table]).chains)
             before, evidence = evidence, self._driver.evidence(table)
-            if evidence is None:
+            if evidence is None or evidence == before:
                 break
-            if evidence == before:
-                self._known[table] = _Known(evidence, chains)
-                break
-        # Evidence that never rests is no failure: one reading is whole in itself, it is only not remembered. Legacy's
-        # moves with every program that opens iptables' lock, in whatever namespace.
+        else:
+            evidence = None  # on a busy machine the evidence never stands still; this reading is good for one edit
+        self._known[table] = _Known(evidence, chains)
         return chains
 
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         """Commit the edits of one table as one atomic change; raises Refused (Moved) and changes nothing."""
         known = self._known.pop(table, None)
-        if known is None or known.evidence is None:
+        if known is None:
             self._driver.edit(table, edits)
             return
         evidence = self._driver.edit_if(table, known.chains, edits, known.evidence)

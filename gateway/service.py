@@ -9,14 +9,16 @@ never undoes the change.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from gateway import meters, transaction
+from gateway.chase import Chase
 from gateway.drift import LOOK_SHARE, Drift, Look
 from gateway.follow import Announcing, Followers
 from gateway.journal import Asker, Journal
@@ -43,11 +45,14 @@ from rules.loadbalancer import LoadBalancerSpec
 from rules.ruleset import BUILTIN
 from rules.spec import GatewaySpec, Interfaces
 from rules.state import Actual, AddAddress, AddressKey, EditTable, Plan
+from rules.surroundings import Surroundings
 
 log = logging.getLogger(__name__)
 
 Edit = Callable[[GatewaySpec | None], GatewaySpec]
 BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
+
+T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
 MOST_WAITING = 1024
@@ -84,6 +89,23 @@ class _Job:
     queued: float
 
 
+@dataclass(frozen=True)
+class _Question:
+    """Something to read from the kernel, by the one thread that may use its drivers."""
+
+    ask: Callable[[Kernel], Any]
+    future: Future[Any]
+
+    def answer(self, kernel: Kernel) -> None:
+        """Whatever goes wrong is the asker's answer, never the writer's end."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self.ask(kernel))
+        except BaseException as error:  # noqa: BLE001 -- handed to the asker, who raises it
+            self.future.set_exception(error)
+
+
 class Service:
     """The gateway of one namespace. ``start`` recovers the last state; ``close`` leaves the kernel forwarding."""
 
@@ -111,10 +133,11 @@ class Service:
         self.journal = journal or Journal(clock)
         """What happened: one event for each change, repair and refusal."""
         self._drift = drift or Drift(clock, self.journal)
+        self._chase = Chase(clock)
         self._retry_at: float | None = None
         self._started = clock.monotonic()
-        # A job to do, a request to look at the links again, or None: the end.
-        self._jobs: queue.SimpleQueue[_Job | Literal["look"] | None] = queue.SimpleQueue()
+        # A job to do, a question, a request to look at the links again, or None: the end.
+        self._jobs: queue.SimpleQueue[_Job | _Question | Literal["look"] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._look_queued = threading.Event()
@@ -241,6 +264,19 @@ class Service:
             self._jobs.put(_Job(edit, by, dry_run, tuple(announce), frozenset(dismiss), future, now))
         return future
 
+    def ask(self, question: Callable[[Kernel], T]) -> Future[T]:
+        """Queue a question to the kernel, which changes nothing; the future raises what it raises."""
+        future: Future[T] = Future()
+        if self._closed:
+            future.set_exception(Refused("read", "the daemon is ending", retryable=True))
+        else:
+            self._jobs.put(_Question(question, future))
+        return future
+
+    def around(self) -> Surroundings:
+        """What surrounds the gateway, read now in the caller's thread."""
+        return self._kernel.around.read() if self._kernel.around else Surroundings()
+
     def status(self) -> Status:
         """One look at the gateway, without touching the kernel."""
         spec = self._spec
@@ -280,7 +316,8 @@ class Service:
     def _pending(self) -> list[str]:
         unknown = ["the last state is not known yet"] if not self._known else []
         unapplied = ["kernel does not equal the spec"] if self._unapplied or self._drift.differs else []
-        return unknown + unapplied + self._followers.pending()
+        lagging = ["the chains do not follow the maps"] if self._chase.failed else []
+        return unknown + unapplied + lagging + self._followers.pending()
 
     # --- the writer thread --------------------------------------------------------------------------------
 
@@ -293,23 +330,27 @@ class Service:
                 self._tend()
                 continue
             if job is None:
+                self._follow_maps(due=self._chase.behind)
                 return
             if job == "look":
                 self._look_queued.clear()
                 self._drift.hint()
+            elif isinstance(job, _Question):
+                job.answer(self._kernel)
             else:
                 self._serve(job)
             self._tend()
 
     def _patience(self) -> float:
         """Seconds until something is to be done without being asked."""
-        wait = self._drift.wait()
+        wait = min(self._drift.wait(), math.inf if (chase := self._chase.wait()) is None else chase)
         return wait if self._retry_at is None else min(wait, max(0.0, self._retry_at - self._clock.monotonic()))
 
     def _tend(self) -> None:
         """Do what is due: look whether the kernel is still as wanted, try again what is outstanding."""
         if (look := self._drift.due()) is not None:
             self._catch_up(look)
+        self._follow_maps(due=self._chase.due())
         now = self._clock.monotonic()
         if self._known and not (self._unapplied or self._followers.pending()):
             self._retry_at = None
@@ -318,6 +359,25 @@ class Service:
         elif now >= self._retry_at:
             self._retry_at = None
             self._retry()
+
+    def _follow_maps(self, *, due: bool) -> None:
+        """Bring the chains up to what the maps say already; a failure is told, and tried again, never undone."""
+        if not due or self._spec is None:
+            return
+        try:
+            done = transaction.apply(self._kernel, self._spec, self._facts)
+        except Exception as error:
+            if not isinstance(error, Refused):
+                log.exception("the chains do not follow the maps")
+            self._chase.fail()
+            self._failed("chains", error)
+        else:
+            self._actual = done.actual
+            self._note_behind(behind=False)
+
+    def _note_behind(self, *, behind: bool) -> None:
+        self._chase.note(behind=behind)
+        self._fastpath = self._fastpath.model_copy(update={"behind": behind})
 
     def _retry(self) -> None:
         if self._unapplied or not self._known:
@@ -352,9 +412,10 @@ class Service:
         new = job.edit(old)
         facts = replace(self._facts, dismissed=job.dismiss)
         if job.dry_run:
+            self._follow_maps(due=self._chase.behind)  # what is owed is no difference that anybody asks for
             actual = transaction.read(self._kernel, anew=True)
             return Outcome(new, transaction.plan(new, facts, actual), read=actual)
-        done = transaction.apply(self._kernel, new, facts)
+        done = transaction.apply(self._kernel, new, facts, follow=True)
         plan = done.plan
         self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
         announced = self._committed(old, new, done, job.announce)
@@ -375,6 +436,7 @@ class Service:
         if done.plan or new != old:
             self._generation += 1
         self._note_fastpath(new, done.actual)
+        self._note_behind(behind=done.behind)
         meters.TRANSACTION_STEPS.add(amount=len(done.plan.steps))
         if new != old:
             self._spec = new
@@ -390,7 +452,7 @@ class Service:
         if not isinstance(spec, GatewaySpec) or not spec.initialized or self._kernel.maps is None:
             return
         reason = without_maps(self._facts, actual)
-        now = FastpathStatus(on=not reason, reason=reason)
+        now = FastpathStatus(on=not reason, reason=reason, behind=self._fastpath.behind)
         if now != self._fastpath:
             self._fastpath = now
             what = f"the chains decide alone: {reason}" if reason else "maps decide ahead of the chains"
@@ -487,6 +549,7 @@ class Service:
     def _compare(self, spec: Spec, look: Look) -> None:
         """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""
         begun = self._clock.monotonic()
+        self._follow_maps(due=self._chase.behind)  # what we still owe is nobody else's doing
         actual = transaction.read(self._kernel, anew=not look.because)  # what left no evidence, too, is to be found
         left = transaction.plan(spec, self._facts, actual)
         if not left:

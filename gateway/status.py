@@ -95,10 +95,14 @@ class TransactionCounts(Part):
 
 
 class FastpathStatus(Part):
-    """Whether maps decide ahead of the chains; if not, ``reason`` says why the chains decide alone."""
+    """Whether maps decide ahead of the chains; if not, ``reason`` says why the chains decide alone.
+
+    ``behind``: long chains have yet to follow a change of the maps, which takes them a second at most.
+    """
 
     on: bool = False
     reason: str = ""
+    behind: bool = False
 
 
 class DriftEntry(Part):

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from gateway.ports import Firewall, Flows, Links, LinksReading, Maps, Moved, Nft, Refused, Shaper
+from gateway.ports import Around, Firewall, Flows, Links, LinksReading, Maps, Moved, Nft, Refused, Shaper
 from rules.appliance import Spec, desired
+from rules.chase import lags, may_follow
 from rules.delta import delta, touched_tables, touches_links, touches_maps, touches_nft, touches_tc, undo
 from rules.desired import Facts
 from rules.nft import NftTable
@@ -65,6 +66,7 @@ class Kernel:
     firewall6: Firewall | None = None
     maps: Maps | None = None
     """The maps ahead of the chains."""
+    around: Around | None = None
     tables: tuple[str, ...] = TABLES
     tables6: tuple[str, ...] = ()
     """Of ``firewall6``; empty: the same ones."""
@@ -78,6 +80,8 @@ class Done:
 
     plan: Plan
     actual: Actual
+    behind: bool = False
+    """Whether chains are still to follow the maps."""
 
 
 def read(kernel: Kernel, *, anew: bool = False) -> Actual:
@@ -128,14 +132,16 @@ def _wanted(spec: Spec, facts: Facts, actual: Actual) -> Desired:
         raise Refused("bandwidth limits", str(error), retryable=False) from error
 
 
-def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Done:
-    """Make the kernel equal ``spec``.
+def apply(kernel: Kernel, spec: Spec, facts: Facts, *, follow: bool = False) -> Done:
+    """Make the kernel equal ``spec``; with ``follow``, chains that may follow behind the maps are left as they are.
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
 
     def planned(actual: Actual) -> Plan:
         wanted = _wanted(spec, facts, actual)
+        if follow and (later := may_follow(wanted, actual)):
+            wanted = replace(wanted, chains={ref: rules for ref, rules in wanted.chains.items() if ref not in later})
         left = delta(wanted, actual)
         if not left and kernel.memory:
             kernel.memory.share(wanted.chains)
@@ -143,7 +149,8 @@ def apply(kernel: Kernel, spec: Spec, facts: Facts) -> Done:
             kernel.maps.share(wanted.maps)
         return left
 
-    return converge(kernel, planned)
+    done = converge(kernel, planned)
+    return replace(done, behind=lags(_wanted(spec, facts, done.actual), done.actual)) if follow else done
 
 
 def converge(kernel: Kernel, planned: Callable[[Actual], Plan]) -> Done:

@@ -325,7 +325,7 @@ def test_a_thousand_addresses_are_all_heard_and_not_as_one_burst(wire: Wire, mak
         heard.setdefault(Ether(found[1])[ARP].psrc, found[0])
     span = max(heard.values()) - min(heard.values())
     print(f"1,000 addresses were announced in {span:.3f} s")
-    assert span > 0.8
+    assert span > 0.4
 
 
 def test_replicas_report_each_other_and_never_fight(wire: Wire, make: Make) -> None:

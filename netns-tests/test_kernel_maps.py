@@ -14,11 +14,11 @@ from gateway.kernel.generation import Generation
 from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
 from gateway.kernel.tool import Ended, run
-from gateway.ports import Refused, Variant
+from gateway.ports import MapsReading, Refused, Variant
 from rules import fastpath
 from rules.apply import Rejected, apply_map_edits
 from rules.fastpath import NO_TABLE
-from rules.maps import AddEntry, DropEntry, DropTable, EntryKey, MapEdit, Unlabelled, WriteChains, script
+from rules.maps import AddEntry, DropEntry, DropTable, EntryKey, MapEdit, MapTable, Unlabelled, WriteChains, script
 from rules.nft import ServiceKey
 from rules.share import Service, edits, table_of
 from rules.spec import Interfaces
@@ -198,12 +198,31 @@ def test_the_whole_is_read_only_after_changes_of_others(
     assert read == ["list"]
 
 
-def test_many_entries_at_once(driver: KernelMaps) -> None:
-    fill(driver)
-    many = {EntryKey("ports", f"192.168.{n >> 8}.{n & 255}", "udp", 53): ("10.0.1.1", n + 1) for n in range(5000)}
-    wanted = fastpath.table_of(Interfaces(), {**STANDING.entries, **many})
-    driver.commit(tuple(fastpath.edits(wanted, STANDING)))
+MANY = {EntryKey("ports", f"192.168.{n >> 8}.{n & 255}", "udp", 53): ("10.0.1.1", n + 1) for n in range(5000)}
+
+
+@pytest.mark.parametrize("before", [NO_TABLE, STANDING], ids=["a new table", "one that stands"])
+def test_many_entries_at_once(driver: KernelMaps, before: MapTable) -> None:
+    driver.commit(tuple(fastpath.edits(before, NO_TABLE)))
+    wanted = fastpath.table_of(Interfaces(), {**STANDING.entries, **MANY})
+    driver.commit(tuple(fastpath.edits(wanted, before)))
     assert KernelMaps("legacy", Generation()).read().table == driver.read().table == wanted
+
+
+def test_a_new_table_with_many_entries_comes_whole_or_not_at_all(
+    inside: Namespace, driver: KernelMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(argv: Sequence[str], *, stdin: str = "") -> Ended:
+        assert "chain" not in inside.run("nft", "--terse", "list", "ruleset")
+        return run(argv, stdin=stdin.replace("saddr", "sadder"))
+
+    driver.read()
+    monkeypatch.setattr(maps, "run", failing)
+    with pytest.raises(Refused):
+        driver.commit(tuple(fastpath.edits(fastpath.table_of(Interfaces(), MANY), NO_TABLE)))
+    assert inside.run("nft", "list", "tables") == ""
+    assert driver.read() == MapsReading(NO_TABLE, driver.read().hindrance)
+    assert driver.read().hindrance.startswith("the kernel refused them: syntax error")
 
 
 def test_a_kernel_or_an_nft_that_cannot_do_it_says_so(inside: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from netns import Namespace, require, veth
 
-from gateway.kernel import link_reading
+from gateway.kernel import subscription
 from gateway.kernel.generation import Generation
 from gateway.kernel.legacy import LegacyFirewall
 from gateway.kernel.links import KernelLinks
@@ -188,6 +188,29 @@ def test_a_lock_taken_for_nothing_is_no_reason_to_refuse(namespace: Namespace) -
     assert LegacyFirewall().read(["nat"]).chains[CHAIN] == standing[1:]
 
 
+class Restless:
+    """A driver whose evidence never stands still."""
+
+    def __init__(self, inner: EvidentFirewall) -> None:
+        self._inner, self._asked = inner, 0
+
+    def evidence(self, table: str) -> object:
+        self._asked += 1
+        return (self._asked, self._inner.evidence(table))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+
+@VARIANTS
+def test_evidence_that_never_stands_still_stops_nobody(variant: str, namespace: Namespace) -> None:
+    firewall = RememberedFirewall(Restless(driver(variant)))  # type: ignore[arg-type]
+    firewall.edit("nat", [NewChain(CHAIN), *chain_edits(CHAIN, (), rules(1, 2))])
+    for wanted in (rules(1, 2, 3), rules(2, 3), rules(2)):
+        firewall.edit("nat", list(chain_edits(CHAIN, firewall.read(["nat"]).chains[CHAIN], wanted)))
+        assert driver(variant).read(["nat"]).chains[CHAIN] == wanted
+
+
 @VARIANTS
 def test_an_insert_between_two_new_ones_and_a_rule_for_the_tool(variant: str, namespace: Namespace) -> None:
     firewall = RememberedFirewall(driver(variant))
@@ -257,7 +280,7 @@ def test_more_news_than_fits_is_a_reason_to_read_everything(
     def small(made: socket.socket) -> None:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
-    monkeypatch.setattr(link_reading, "receive_buffer", small)
+    monkeypatch.setattr(subscription, "receive_buffer", small)
     veth(namespace, "net1", namespace, "p-net1")
     links = KernelLinks()
     links.read()

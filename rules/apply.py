@@ -14,7 +14,7 @@ from typing import TypeVar
 from rules.entries import Entries
 from rules.iptables import CHAIN_NAME_MAX, render_rule
 from rules.maps import AddEntry, DropEntry, DropTable, EntryKey, MapEdit, MapTable, WriteChains, asked
-from rules.maps import script as map_script
+from rules.maps import check as check_map_edit
 from rules.nft import (
     AddChain,
     AddElement,
@@ -327,7 +327,7 @@ def apply_map_edits(table: MapTable, edits: Iterable[MapEdit]) -> MapTable:
     changes: dict[EntryKey, Endpoint | None] = {}
     for edit in edits:
         try:
-            map_script([edit])
+            check_map_edit(edit)
         except ValueError as error:
             raise Rejected(f"{edit}: {error}") from error
         match edit:

@@ -269,10 +269,24 @@ def _builtin(ref: ChainRef, standing: Rules, desired: Desired) -> Rules:
 def chain_edits(ref: ChainRef, have: Rules, want: Rules) -> Iterator[ChainEdit]:
     """Turn one chain's rules into another's by single inserts and deletes, or by one rewrite if most differ."""
     head, old, new = splice(have, want)
-    if len(old) + len(new) > REWRITE_ABOVE:
-        yield ReplaceRules(ref, want)
+    if len(old) + len(new) <= REWRITE_ABOVE:
+        yield from _single_edits(ref, old, new, head)
         return
-    yield from _single_edits(ref, old, new, head)
+    few = _scattered_edits(ref, old, new, head)
+    yield from (ReplaceRules(ref, want),) if few is None else few
+
+
+def _scattered_edits(ref: ChainRef, old: Rules, new: Rules, position: int) -> list[ChainEdit] | None:
+    """Few edits that lie far apart, told by which objects the two sequences share; None where that is not so."""
+    before, after = set(map(id, old)), set(map(id, new))
+    gone = [index for index, rule in enumerate(old) if id(rule) not in after]
+    came = [index for index, rule in enumerate(new) if id(rule) not in before]
+    if len(gone) + len(came) > REWRITE_ABOVE:
+        return None
+    if [id(rule) for rule in old if id(rule) in after] != [id(rule) for rule in new if id(rule) in before]:
+        return None
+    deletions = [DeleteRule(ref, position + index, old[index]) for index in reversed(gone)]
+    return [*deletions, *(InsertRule(ref, position + index, new[index]) for index in came)]
 
 
 def _single_edits(ref: ChainRef, old: Rules, new: Rules, position: int) -> Iterator[ChainEdit]:

@@ -66,7 +66,7 @@ from rules.maps import (
 from rules.nft import Endpoint
 from rules.ruleset import AnyRule, ChainRef, Rules
 from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Snat
-from rules.splice import once, splice
+from rules.splice import once
 
 T = TypeVar("T", bound=HasKey)
 
@@ -135,9 +135,7 @@ entries = _Entries()
 
 def _between(old: Keyed[T], new: Keyed[T]) -> tuple[tuple[T, ...], tuple[T, ...]]:
     """What the one has that the other has not, and the other way round."""
-    if old is new:
-        return (), ()
-    _, gone, fresh = splice(tuple(old), tuple(new))
+    _, gone, fresh = new.since(old)
     return gone, fresh
 
 

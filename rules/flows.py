@@ -17,7 +17,6 @@ from typing import TypeVar
 
 from rules.keyed import HasKey, Keyed
 from rules.spec import GatewaySpec, SharedDnat
-from rules.splice import splice
 
 IP_PROTOCOLS = {"tcp": 6, "udp": 17}
 T = TypeVar("T", bound=HasKey)
@@ -61,11 +60,12 @@ class FlowFilter:
     orig_dport: int | None = None
     untranslated: bool = False
     source_prefix: str | None = None
+    reply_src: str | None = None
 
     def matches(self, flow: Flow) -> bool:
         """Whether the entry is one of those meant."""
-        wanted = (self.orig_src, self.orig_dst, self.reply_dst, self.protocol, self.orig_dport)
-        found = (flow.orig_src, flow.orig_dst, flow.reply_dst, flow.protocol, flow.orig_dport)
+        wanted = (self.orig_src, self.orig_dst, self.reply_src, self.reply_dst, self.protocol, self.orig_dport)
+        found = (flow.orig_src, flow.orig_dst, flow.reply_src, flow.reply_dst, flow.protocol, flow.orig_dport)
         return (
             all(w is None or w == f for w, f in zip(wanted, found, strict=True))
             and not (self.untranslated and (flow.source_translated or flow.destination_translated))
@@ -79,7 +79,7 @@ def suspects(old: GatewaySpec, new: GatewaySpec) -> tuple[FlowFilter, ...]:
 
 
 def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
-    for eip in splice(tuple(old.eips), tuple(new.eips)).old:
+    for eip in new.eips.since(old.eips).old:
         if eip.key not in new.eips:
             yield FlowFilter(orig_dst=eip.ip)
             yield FlowFilter(reply_dst=eip.ip)
@@ -88,7 +88,7 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
         yield FlowFilter(orig_src=fip.internal_ip)
     for dnat in _changed(old.dnats, new.dnats):
         yield FlowFilter(orig_dst=dnat.eip, protocol=IP_PROTOCOLS[dnat.protocol], orig_dport=dnat.external_port)
-    _, left, came = splice(tuple(old.shared_dnats), tuple(new.shared_dnats))
+    _, left, came = new.shared_dnats.since(old.shared_dnats)
     for key in {shared.key: None for shared in (*left, *came)}:
         if (key in old.shared_dnats) != (key in new.shared_dnats):
             address, port, protocol = key
@@ -102,7 +102,7 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
 
 def _changed(old: Keyed[T], new: Keyed[T]) -> Iterator[T]:
     """Objects of either side that the other does not have just so."""
-    _, gone, fresh = splice(tuple(old), tuple(new))
+    _, gone, fresh = new.since(old)
     yield from (item for item in gone if new.get(item.key) != item)
     yield from (item for item in fresh if old.get(item.key) != item)
 

@@ -8,6 +8,8 @@ from typing import Any, Generic, Protocol, Self, TypeVar, get_args
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from rules.splice import Splice, splice
+
 
 class HasKey(Protocol):
     """Something with an identity: two objects with one key cannot both stand."""
@@ -26,10 +28,11 @@ class Keyed(Generic[T]):
     the same identity raise a pydantic error of type ``conflict`` whose message names both.
     """
 
-    __slots__ = ("_items",)
+    __slots__ = ("_items", "_known")
 
     def __init__(self, items: Iterable[T] = ()) -> None:
         self._items: dict[Any, T] = {}
+        self._known: tuple[Keyed[T], Splice[T]] | None = None
         for item in items:
             other = self._items.setdefault(item.key, item)
             if other != item:
@@ -43,7 +46,12 @@ class Keyed(Generic[T]):
 
     def put(self, item: T) -> Self:
         """The collection with ``item`` in it; an object of the same identity is replaced in place."""
-        return self._with({**self._items, item.key: item})
+        key = item.key
+        if self._items.get(key) == item:
+            return self
+        items = self._items.copy()
+        items[key] = item
+        return self._with(items)
 
     def drop(self, key: object) -> Self:
         """The collection without the object of this identity."""
@@ -60,9 +68,19 @@ class Keyed(Generic[T]):
         known = standing._items.get
         return self._with({key: other if (other := known(key)) == item else item for key, item in self._items.items()})
 
+    def since(self, old: Keyed[T]) -> Splice[T]:
+        """What turns ``old`` into this; asked again for the same one, it is not looked for again."""
+        if self is old:
+            return Splice(len(self._items), (), ())
+        if self._known is None or self._known[0] is not old:
+            old._known = None  # else each version would keep all before it
+            self._known = (old, splice(tuple(old), tuple(self)))
+        return self._known[1]
+
     def _with(self, items: dict[Any, T]) -> Self:
         other = type(self).__new__(type(self))
         other._items = items
+        other._known = None
         return other
 
     def __iter__(self) -> Iterator[T]:
@@ -76,7 +94,9 @@ class Keyed(Generic[T]):
 
     def __eq__(self, other: object) -> bool:
         """Equal objects in equal order: order of creation is part of what the collection says."""
-        return isinstance(other, Keyed) and (self._items is other._items or list(self) == list(other))
+        if not isinstance(other, Keyed) or len(self._items) != len(other._items):
+            return False
+        return self._items is other._items or list(self) == list(other)
 
     def __hash__(self) -> int:
         return hash(tuple(self._items))

@@ -106,6 +106,7 @@ class Unlabelled:
     comment: str
 
 
+_PORTS = Ports().map
 Asking = FipIn | Ports | FipOut | PrefixSnat | Hairpin
 MapRule = Asking | Missed | Unlabelled
 MapRules = tuple[MapRule, ...]
@@ -241,6 +242,18 @@ def _from_words(words: list[str]) -> MapRule | None:  # noqa: PLR0911 -- one a r
     return None
 
 
+def check(edit: MapEdit) -> None:
+    """Raises ValueError for what cannot be said."""
+    match edit:
+        case AddEntry(key, target):
+            _key(key)
+            _target(target)
+        case DropEntry(key):
+            _key(key)
+        case _:
+            script([edit])
+
+
 def script(edits: Iterable[MapEdit]) -> str:
     """What to feed to ``nft -f -``. Raises ValueError for what cannot be said."""
     return "".join(line + "\n" for kind, some in groupby(edits, _kind) for line in _lines(kind, list(some)))
@@ -272,8 +285,7 @@ def _structure(edit: MapEdit) -> Iterator[str]:
         case DropTable():
             yield f"delete table {_TABLE_WORDS}"
         case WriteChains(chains, unasked):
-            yield f"add table {_TABLE_WORDS}"
-            yield from (f"add map {_TABLE_WORDS} {name} {{ {map_type(name)}; }}" for name in sorted(asked(chains)))
+            yield from map_lines(edit)
             for chain in chains:
                 yield f"add chain {_TABLE_WORDS} {chain} {{ {_hook(chain)} }}"
                 yield f"flush chain {_TABLE_WORDS} {chain}"
@@ -283,20 +295,26 @@ def _structure(edit: MapEdit) -> Iterator[str]:
             yield from (f"delete map {_TABLE_WORDS} {name}" for name in unasked)
 
 
+def map_lines(edit: WriteChains) -> Iterator[str]:
+    """Table and maps alone, without the rules that ask."""
+    yield f"add table {_TABLE_WORDS}"
+    yield from (f"add map {_TABLE_WORDS} {name} {{ {map_type(name)}; }}" for name in sorted(asked(edit.chains)))
+
+
 def _hook(chain: str) -> str:
     return f"type nat hook {chain} priority {PRIORITIES[chain]}; policy accept;"
 
 
 def map_type(name: str) -> str:
     """Of what a map's keys and targets consist."""
-    if name == Ports().map:
+    if name == _PORTS:
         return "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"
     return "type ipv4_addr : ipv4_addr"
 
 
 def _key(key: EntryKey) -> str:
     address = _checked(key.address)
-    if key.map != Ports().map:
+    if key.map != _PORTS:
         return address
     if key.protocol not in ("tcp", "udp"):
         raise ValueError(f"not a protocol: {key.protocol!r}")

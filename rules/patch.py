@@ -6,7 +6,6 @@ from typing import Any
 
 from rules.keyed import Keyed
 from rules.spec import GatewaySpec
-from rules.splice import splice
 
 Document = dict[str, Any]
 """A spec as JSON: what ``model_dump(mode="json")`` gives."""
@@ -24,7 +23,7 @@ def patch(old: GatewaySpec, new: GatewaySpec) -> Document:
     single: set[str] = set()
     for name, (one, other) in differing.items():
         if isinstance(one, Keyed) and isinstance(other, Keyed):
-            at, gone, fresh = splice(tuple(one), tuple(other))
+            at, gone, fresh = other.since(one)
             if gone or fresh:
                 listed = [item.model_dump(mode="json") for item in fresh]
                 said.setdefault("lists", {})[_alias(name)] = {"at": at, "gone": len(gone), "new": listed}

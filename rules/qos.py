@@ -131,6 +131,29 @@ def _interfaces(limits: Keyed[Limit], interfaces: Interfaces) -> set[str]:
     return {_interface(limit, interfaces) for limit in limits}
 
 
+def limit_for(spec: GatewaySpec, interface: str, direction: Direction, src: str, dst: str) -> Limit | None:
+    """The limit that claims a packet there, as the filters are asked: by priority, single addresses first, then the
+    longest prefix; of two limits of one address that of the EIP. None: it passes unshaped.
+    """
+    addresses: dict[Side, int] = {"src": int(IPv4Address(src)), "dst": int(IPv4Address(dst))}
+    here = (
+        limit for limit in spec.qos if (_interface(limit, spec.interfaces), limit.direction) == (interface, direction)
+    )
+    return min((limit for limit in here if _within(_claim(limit).match, addresses)), key=_asked_first, default=None)
+
+
+def _asked_first(limit: Limit) -> tuple[int, int, bool]:
+    claim = _claim(limit)
+    return claim.priority, -claim.match.length, not claim.of_eip
+
+
+def _within(match: Match, addresses: Mapping[Side, int]) -> bool:
+    if match.side is None:
+        return True
+    shift = 32 - match.length
+    return addresses[match.side] >> shift == match.address >> shift
+
+
 def statements(spec: GatewaySpec, have: Objects) -> dict[Key, Value | None]:
     """What tc shall look like, given what there is of ours. Raises Unshapeable."""
     return _statements(spec.qos, spec.interfaces, have)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from api.http_models import Problem
-from api.show import problem_lines, show_status
+from api.overview import status
+from api.show import console, problem_lines
 from gateway.status import (
     ArpStatus,
     ConflictStatus,
@@ -44,11 +45,12 @@ ILL = Status(
 )
 
 
-def test_all_that_is_wrong_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    show_status(ILL.model_dump(mode="json"))
+def test_all_that_is_wrong_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    console().print(status({**ILL.model_dump(mode="json"), "spec": None, "traffic": None, "surroundings": None}))
     shown = capsys.readouterr().out
     assert "vpc-nat-gateway 1.2.3  not ready: kernel does not equal the spec; spec is not on disk" in shown
-    assert "iptables-nft, up 1 day, 1:01:01" in shown
+    assert "iptables-nft, fastpath off, up 1 day, 1:01:01" in shown
     lines = {line.split()[0]: line.split() for line in shown.splitlines() if line}
     assert lines["eth0"] == ["eth0", "vpc", "down", "on", "02:00:00:00:00:02", "1400"]
     assert lines["net1"] == ["net1", "external", "missing"]

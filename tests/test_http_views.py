@@ -76,7 +76,7 @@ def test_probes(http: Face) -> None:
         assert (response.status_code, response.text) == (200, "ok\n")
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/v2/gateway"), ("GET", "/v1/eips/a/b")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1"), ("GET", "/v2/gateway"), ("GET", "/v1/eips/a/b")])
 def test_an_unknown_path_is_a_problem(http: Face, method: str, path: str) -> None:
     assert_problem(http(method, path), 404, "not-found")
 
@@ -116,6 +116,8 @@ def test_every_route_of_the_face_is_described(http: Face) -> None:
                 "/v1/load-balancer",
                 "/v1/ruleset",
                 "/v1/explain",
+                "/v1/state",
+                "/v1/surroundings",
                 "/v1/traffic",
                 "/metrics",
                 "/healthz",

@@ -47,7 +47,7 @@ def test_a_change_is_told_by_its_objects(pod: Gateway) -> None:
     assert event.seconds is not None
     (change,) = event.changes
     assert (change.change, change.field, change.value) == ("added", "dnats", DNAT.model_dump(exclude={"op"}))
-    assert event.line.startswith(f"{asker} (pid 4711, uid 0): + DNAT 192.168.0.10:8888/tcp -> 10.0.1.10:80 [1 steps, ")
+    assert event.line.startswith(f"{asker} (pid 4711, uid 0): + DNAT 192.168.0.10:8888/tcp -> 10.0.1.10:80 [1 step, ")
 
 
 def test_nothing_happens_nothing_is_told(pod: Gateway, caplog: pytest.LogCaptureFixture) -> None:

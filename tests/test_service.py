@@ -288,3 +288,27 @@ def test_it_says_once_whether_maps_decide_and_why_not(tmp_path: Path) -> None:
     told = [event.what for event in service.journal.events() if event.kind == "fastpath"]
     assert told == ["maps decide ahead of the chains", f"the chains decide alone: {kernel.no_maps}"]
     service.close()
+
+
+def test_a_redo_of_everything_writes_nothing_and_announces_each_eip_once(pod: Gateway, tmp_path: Path) -> None:
+    """After a pod's restart the controller replays every object, one call each."""
+    calls = [
+        (c.Init(),),
+        *((c.EipAdd(address=f"192.168.0.{n}/24"),) for n in range(20, 60)),
+        *((c.FipAdd(eip=f"192.168.0.{n}", internal_ip=f"10.0.1.{n}"),) for n in range(20, 30)),
+        (DNAT,),
+        (c.SnatAdd(eip="192.168.0.40", internal_cidr="10.0.1.0/24"),),
+        (c.RouteAdd(cidr="10.0.2.0/24", next_hop_ip="10.0.1.1"),),
+    ]
+    for listed in calls:
+        run(pod.service, *listed)
+    file = tmp_path / "spec.json"
+    writes, stored, generation = pod.kernel.writes, file.stat().st_mtime_ns, pod.service.status().generation
+    pod.announcer.announced.clear()
+    for listed in calls:
+        again = [command.address.partition("/")[0] for command in listed if isinstance(command, c.EipAdd)]
+        run(pod.service, *listed, announce=tuple(again))
+    assert pod.kernel.writes == writes
+    assert file.stat().st_mtime_ns == stored
+    assert pod.service.status().generation == generation
+    assert sorted(pod.announcer.announced) == sorted(("net1", f"192.168.0.{n}") for n in range(20, 60))

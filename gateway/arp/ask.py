@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from gateway.arp import link as links
-from gateway.arp.frame import MalformedFrame, parse, request
+from gateway.arp.frame import UNSPECIFIED, MalformedFrame, parse, request
 from gateway.arp.wire import ArpListener, ArpSender
 
 PATIENCE = 1.0
 """Seconds in all; an answer comes within milliseconds, or a link is only just coming up."""
 TRIES = 3
+PACE = 0.001
+"""Seconds between two of many questions."""
 
 
 async def ask(interface: str, source: IPv4Address, target: IPv4Address, *, patience: float = PATIENCE) -> bytes | None:
@@ -30,6 +33,46 @@ async def ask(interface: str, source: IPv4Address, target: IPv4Address, *, patie
             question = request(link.mac, source, target)
             return await _ask(interface, question, target, patience)
     return None
+
+
+async def holders(
+    interface: str, targets: Iterable[IPv4Address], *, patience: float = PATIENCE
+) -> dict[IPv4Address, tuple[str, ...]]:
+    """Everybody who answers for these addresses within ``patience`` seconds, by hardware address; none: nobody did.
+
+    The questions are ARP probes (RFC 5227, 1.1), which say nothing of us and change nobody's table. So many at once
+    are paced a little, for receivers have short queues. Never raises for the link's sake.
+    """
+    wanted = dict.fromkeys(targets)
+    heard: dict[IPv4Address, dict[str, None]] = {target: {} for target in wanted}
+    with contextlib.suppress(OSError):
+        link = links.read(interface)
+        if link is not None and link.can_announce and wanted:
+            await _probe(interface, link.mac, heard, patience)
+    return {target: tuple(macs) for target, macs in heard.items()}
+
+
+async def _probe(interface: str, mac: bytes, heard: dict[IPv4Address, dict[str, None]], patience: float) -> None:
+    loop = asyncio.get_running_loop()
+    with contextlib.closing(ArpListener(interface)) as listener, contextlib.closing(ArpSender(interface)) as sender:
+
+        def hear() -> None:
+            with contextlib.suppress(OSError):
+                while (frame := listener.receive()) is not None:
+                    with contextlib.suppress(MalformedFrame):
+                        said = parse(frame)
+                        if said.sender_ip in heard and said.sender_mac != mac:
+                            heard[said.sender_ip][said.sender_mac.hex(":")] = None
+
+        loop.add_reader(listener.fileno(), hear)
+        try:
+            for _ in range(TRIES):
+                for target in heard:
+                    sender.send(request(mac, UNSPECIFIED, target))
+                    await asyncio.sleep(PACE)
+                await asyncio.sleep(patience / TRIES)
+        finally:
+            loop.remove_reader(listener.fileno())
 
 
 async def _ask(interface: str, question: bytes, target: IPv4Address, patience: float) -> bytes:

@@ -36,7 +36,8 @@ class Timing:
     interval: float = 1.0
     spacing: float = 1.0
     """Shortest time from an announcement of an address to one more for the asking, or for a link that flaps."""
-    rate: float = 1000.0
+    rate: float = 2000.0
+    """A thousand addresses leave in half a second; on the wire that is 1.3 Mbit/s."""
     burst: int = 50
 
     def __post_init__(self) -> None:

@@ -147,7 +147,7 @@ def _worth_filtering(wanted: Sequence[FlowFilter], entries: int) -> bool:
 
 def _selective(wanted: FlowFilter) -> bool:
     """Whether the kernel can narrow the search: it matches exact values and the status, not prefixes."""
-    exact = (wanted.orig_src, wanted.orig_dst, wanted.reply_dst, wanted.protocol)
+    exact = (wanted.orig_src, wanted.orig_dst, wanted.reply_src, wanted.reply_dst, wanted.protocol)
     return wanted.untranslated or any(value is not None for value in exact)
 
 
@@ -175,9 +175,15 @@ def _filtered(wanted: FlowFilter) -> Message:
             orig_flags |= _F_DST_PORT
     if orig_flags:
         attrs.append(("CTA_TUPLE_ORIG", _nest(CTA_TUPLE_IP=_nest_of(ip), CTA_TUPLE_PROTO=_nest_of(proto))))
+    reply: list[tuple[str, object]] = []
+    if wanted.reply_src is not None:
+        reply.append(("CTA_IP_V4_SRC", wanted.reply_src))
+        reply_flags |= _F_IP_SRC
     if wanted.reply_dst is not None:
-        attrs.append(("CTA_TUPLE_REPLY", _nest(CTA_TUPLE_IP=_nest(CTA_IP_V4_DST=wanted.reply_dst))))
-        reply_flags = _F_IP_DST
+        reply.append(("CTA_IP_V4_DST", wanted.reply_dst))
+        reply_flags |= _F_IP_DST
+    if reply:
+        attrs.append(("CTA_TUPLE_REPLY", _nest(CTA_TUPLE_IP=_nest_of(reply))))
     if orig_flags or reply_flags:
         attrs.append(("CTA_FILTER", _nest(CTA_FILTER_ORIG_FLAGS=orig_flags, CTA_FILTER_REPLY_FLAGS=reply_flags)))
     if wanted.untranslated:

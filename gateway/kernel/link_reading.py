@@ -18,7 +18,8 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from gateway.kernel import devices, fibrules
-from gateway.kernel.netlink import Message, Netlink, attributes, body, messages, receive_buffer, text, u32
+from gateway.kernel.netlink import Message, Netlink, attributes, body, text, u32
+from gateway.kernel.subscription import Subscription
 from gateway.ports import Hop
 from rules.ruleset import Family
 from rules.state import (
@@ -61,7 +62,6 @@ Names = Mapping[int, str]
 """Interfaces by index."""
 
 _GROUPS = (1, 5, 7, 8, 11, 19)  # linux/rtnetlink.h: links; IPv4 addresses, routes, rules; IPv6 routes, rules
-_DATAGRAM = 1 << 16
 
 
 def message(
@@ -138,46 +138,22 @@ class Events:
     """The kernel's own account of what happens to links, addresses, routes and rules."""
 
     def __init__(self) -> None:
-        self._socket: socket.socket | None = None
+        self._subscription = Subscription(_GROUPS)
 
     def news(self, names: Names) -> News:
         """What happened since the last call, whoever did it; the first call says that anything may have.
 
         What a request of ours brings about is told by the time that it is acknowledged.
         """
-        news = News()
-        try:
-            if self._socket is None:
-                self._socket = _subscribed()
-                news.anything = True
-            while True:
-                for kind, said in messages(self._socket.recv(_DATAGRAM)):
-                    _tell(news, kind, said, names)
-        except BlockingIOError:
-            return news
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:  # more happened than fits
-                self.close()
-            news.anything = True
-            return news
+        told = self._subscription.messages()
+        news = News(anything=told is None)
+        for kind, said in told or ():
+            _tell(news, kind, said, names)
+        return news
 
     def close(self) -> None:
         """Give the socket back."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
-def _subscribed() -> socket.socket:
-    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    made = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
-    try:
-        receive_buffer(made)
-        made.bind((0, sum(1 << (group - 1) for group in _GROUPS)))
-    except OSError:
-        made.close()
-        raise
-    return made
+        self._subscription.close()
 
 
 def _tell(news: News, kind: int, said: memoryview, names: Names) -> None:

@@ -34,7 +34,9 @@ from rules.maps import (
     EntryKey,
     MapEdit,
     MapTable,
+    WriteChains,
     labelled,
+    map_lines,
     script,
 )
 from rules.nft import Endpoint
@@ -46,7 +48,9 @@ _STEP = f"edit table ip {TABLE}"
 _HOOKS = {PREROUTING: 0, POSTROUTING: 4}  # NF_INET_*
 _IPTABLES = {0: -100, 4: 100}  # the priorities of iptables' nat chains, by hook
 _FEW = 200  # so many entries are read again one by one
+_MANY = 1000
 _TRIES = 5
+_PASSING_WORDS = ("Cannot allocate memory", "Resource temporarily unavailable", "Interrupted system call")
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS)
 
 
@@ -79,16 +83,15 @@ class KernelMaps:
             expected = apply_map_edits(before.table, edits)
         except Rejected as error:
             raise Refused(_STEP, str(error), retryable=False) from error
-        with self._generation.own():
-            if all(isinstance(edit, AddEntry | DropEntry) for edit in edits) or list(edits) == [DropTable()]:
-                self._transact(edits)
-            else:
-                self._run(edits)
+        if all(isinstance(edit, AddEntry | DropEntry) for edit in edits) or list(edits) == [DropTable()]:
+            self._transact(edits)
+        else:
+            self._restructure(edits, before.table)
         touched = [edit.key for edit in edits if isinstance(edit, AddEntry | DropEntry)]
         if len(touched) == len(edits) <= _FEW and self._read and self._read[0] == self._generation.others():
             found = {key: self._entry(key) for key in touched}
             if all(expected.entries.get(key) == target for key, target in found.items()):
-                self._read = (self._read[0], replace(before, table=expected))
+                self._read = (self._read[0], replace(self._read[1], table=expected))
                 return
         self._read = None
 
@@ -103,14 +106,48 @@ class KernelMaps:
 
     # --- writing ------------------------------------------------------------------------------------------
 
-    def _run(self, edits: Sequence[MapEdit]) -> None:
-        ended = run(["nft", "-f", "-"], stdin=script(edits))
+    def _restructure(self, edits: Sequence[MapEdit], standing: MapTable) -> None:
+        """What nft has to write; a refusal is kept as the reason why there are no maps, so that the next try does
+        without: the chains are right alone."""
+        try:
+            if len(edits) > _MANY and not standing.stands:
+                self._fill(edits)
+            else:
+                self._run(script(edits))
+        except Refused as refused:
+            if not refused.retryable:
+                self._incapable = f"the kernel refused them: {refused.reason}"
+                self.forget()
+            raise
+
+    def _fill(self, edits: Sequence[MapEdit]) -> None:
+        """A new table with many entries, which nft takes ten times as long for: maps, entries, and last the chains.
+
+        Until these stand no packet meets the table, so for packets it is one step.
+        """
+        structure = [edit for edit in edits if isinstance(edit, WriteChains)]
+        try:
+            self._run("".join(f"{line}\n" for edit in structure for line in map_lines(edit)))
+            self._transact([edit for edit in edits if isinstance(edit, AddEntry)])
+            self._run(script(structure))
+        except Refused:
+            self.forget()
+            if self.read().table.stands:
+                self._transact([DropTable()])
+            self.forget()
+            raise
+
+    def _run(self, text: str) -> None:
+        with self._generation.own():
+            ended = run(["nft", "-f", "-"], stdin=text)
         if ended.code:
-            raise Refused(_STEP, _words(ended.stderr) or f"exit code {ended.code}", retryable=False)
+            reason = _words(ended.stderr) or f"exit code {ended.code}"
+            raise Refused(_STEP, reason, retryable=any(word in reason for word in _PASSING_WORDS))
 
     def _transact(self, edits: Sequence[MapEdit]) -> None:
         try:
-            self._netlink.transact(wire.begin(), list(_messages(edits)), wire.end())
+            with self._generation.own():
+                self._netlink.transact(wire.begin(), list(_messages(edits)), wire.end())
         except OSError as error:
             words = error.strerror or str(error)
             raise Refused(_STEP, words, retryable=error.errno in _PASSING) from error

@@ -34,11 +34,13 @@ _ELEMENT_KEY, _ELEMENT_DATA, _DATA_VALUE = 1, 2, 1
 
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
-_PORT_KEY = struct.Struct("!4sB3xH2x")
-_PORT_TARGET = struct.Struct("!4sH2x")
-# An element in a listing: its own header, key, data, each with two more; both lengths tell that nothing else is in it.
-_PLAIN = struct.Struct("=H10x4s8x4s")
-_PORT = struct.Struct("=H10x12s8x8s")
+# An element: its own header, key and data, each with two more headers (length and type); addresses and ports are bytes.
+_PLAIN = struct.Struct("=4H2H4s4H4s")
+_PORTS = struct.Struct("=4H2H4sB3x2s2x4H4s2s2x")
+_PLAIN_KEY = struct.Struct("=4H2H4s")
+_PORTS_KEY = struct.Struct("=4H2H4sB3x2s2x")
+_KEY_LENGTHS, _DATA_LENGTHS = (4, 12), (4, 8)  # plain, with ports
+_PORTS_MAP = Ports().map
 _ELEMENTS_A_MESSAGE = 1000  # an attribute is shorter than 64 KiB
 
 
@@ -106,18 +108,28 @@ def _listed(name: str, elements: Iterator[bytes]) -> Iterator[bytes]:
         yield head + _attribute(_LIST_ELEMENTS | _NESTED, b"".join(listed[start : start + _ELEMENTS_A_MESSAGE]))
 
 
+def _headers(length: int, key: int, data: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The headers before an element's key, and those before its data."""
+    before = (length, _LIST_ELEMENT | _NESTED, key + 8, _ELEMENT_KEY | _NESTED, key + 4, _DATA_VALUE)
+    return before, (data + 8, _ELEMENT_DATA | _NESTED, data + 4, _DATA_VALUE)
+
+
+_PLAIN_HEADERS = _headers(_PLAIN.size, 4, 4)
+_PORTS_HEADERS = _headers(_PORTS.size, 12, 8)
+
+
 def _element(name: str, key: EntryKey, target: Endpoint | None = None) -> bytes:
     address = socket.inet_aton(key.address)
-    ports = name == Ports().map
-    said = _value(_ELEMENT_KEY, _PORT_KEY.pack(address, _PROTOCOLS[key.protocol], key.port) if ports else address)
-    if target is not None:
-        to = socket.inet_aton(target[0])
-        said += _value(_ELEMENT_DATA, _PORT_TARGET.pack(to, target[1]) if ports else to)
-    return _attribute(_LIST_ELEMENT | _NESTED, said)
-
-
-def _value(kind: int, value: bytes) -> bytes:
-    return _attribute(kind | _NESTED, _attribute(_DATA_VALUE, value))
+    if name == _PORTS_MAP:
+        before, between = _PORTS_HEADERS
+        asked = (address, _PROTOCOLS[key.protocol], key.port.to_bytes(2, "big"))
+        if target is None:
+            return _PORTS_KEY.pack(_PORTS_KEY.size, *before[1:], *asked)
+        return _PORTS.pack(*before, *asked, *between, socket.inet_aton(target[0]), target[1].to_bytes(2, "big"))
+    before, between = _PLAIN_HEADERS
+    if target is None:
+        return _PLAIN_KEY.pack(_PLAIN_KEY.size, *before[1:], address)
+    return _PLAIN.pack(*before, address, *between, socket.inet_aton(target[0]))
 
 
 TABLES = Message(_GETTABLE, 0, _generic(IPV4))
@@ -166,25 +178,25 @@ def map_name(said: memoryview) -> tuple[str, bool]:
     found = attributes(said, _GENERIC)
     name = text(found[_SET_NAME])
     lengths = tuple(int.from_bytes(found.get(kind, b""), "big") for kind in (_SET_KEY_LENGTH, _SET_DATA_LENGTH))
-    wanted = (_PORT_KEY.size, _PORT_TARGET.size) if name == Ports().map else (4, 4)
+    ports = name == _PORTS_MAP
+    wanted = (_KEY_LENGTHS[ports], _DATA_LENGTHS[ports])
     return name, lengths == wanted
 
 
 def entries(name: str, said: memoryview) -> Iterator[tuple[EntryKey, Endpoint]]:
     """The entries in one message of a listing. Raises Strange where one is not of the kind that we write."""
     listed = attributes(said, _GENERIC).get(_LIST_ELEMENTS, memoryview(b""))
-    layout = _PORT if name == Ports().map else _PLAIN
+    layout = _PORTS if name == _PORTS_MAP else _PLAIN
     if len(listed) % layout.size:
         raise Strange(f"entries of another kind in the map {name}")
-    for length, key, data in layout.iter_unpack(listed):
-        if length != layout.size:
+    for fields in layout.iter_unpack(listed):
+        if fields[0] != layout.size:  # which tells that nothing else is in it
             raise Strange(f"an entry of another kind in the map {name}")
+        address = socket.inet_ntoa(fields[6])
         if layout is _PLAIN:
-            yield EntryKey(name, socket.inet_ntoa(key)), (socket.inet_ntoa(data), 0)
+            yield EntryKey(name, address), (socket.inet_ntoa(fields[11]), 0)
+        elif fields[7] not in _PROTOCOL_NAMES:
+            raise Strange(f"an entry of another protocol in the map {name}")
         else:
-            address, protocol, port = _PORT_KEY.unpack(key)
-            to, to_port = _PORT_TARGET.unpack(data)
-            if protocol not in _PROTOCOL_NAMES:
-                raise Strange(f"an entry of another protocol in the map {name}")
-            found = EntryKey(name, socket.inet_ntoa(address), _PROTOCOL_NAMES[protocol], port)
-            yield found, (socket.inet_ntoa(to), to_port)
+            key = EntryKey(name, address, _PROTOCOL_NAMES[fields[7]], int.from_bytes(fields[8], "big"))
+            yield key, (socket.inet_ntoa(fields[13]), int.from_bytes(fields[14], "big"))

@@ -22,6 +22,7 @@ _BATCH_BEGIN, _BATCH_END = 16, 17
 _BATCH_GENID = 1
 _NEWRULE, _GETRULE, _DELRULE = (NFNL_SUBSYS_NFTABLES | kind for kind in (6, 7, 8))
 _TABLE, _CHAIN, _HANDLE, _EXPRESSIONS, _POSITION = 1, 2, 3, 4, 6
+_ATTRIBUTE = struct.Struct("=HH")  # length, type
 _NLM_F_ECHO, _NLM_F_APPEND = 0x8, 0x800
 _ERESTART = 85  # another generation than the one that was named
 _BATCH = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES >> 8)
@@ -123,4 +124,10 @@ def _handle(said: memoryview | None) -> int:
     """The handle of a rule that the kernel told of."""
     if said is None:
         raise Refused("edit an nft chain", "the kernel did not tell the new rule's handle", retryable=True)
-    return int.from_bytes(attributes(said, len(NFGENMSG))[_HANDLE], "big")
+    at, kind = len(NFGENMSG), 0
+    while at + 4 <= len(said):  # it comes early, and 50,000 rules are long
+        length, kind = _ATTRIBUTE.unpack_from(said, at)
+        if kind & 0x3FFF == _HANDLE:
+            return int.from_bytes(said[at + 4 : at + length], "big")
+        at += (length + 3) & ~3
+    raise Refused("edit an nft chain", "the kernel told of a rule without a handle", retryable=True)

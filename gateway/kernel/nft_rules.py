@@ -30,8 +30,9 @@ _REGISTER = 1  # NFT_REG_1, of 16 bytes
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_L4PROTO = 3, 6, 7, 16
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _SOURCE_AT, _DESTINATION_AT = 12, 16  # in an IPv4 header
-_PORT_AT = 2  # the destination port, in the header of any of the three
-_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
+_PORT_AT = 2  # the destination port, in the header of either
+_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+"""Of SCTP's ports iptables-nft has no expressions but its own extension; it does not read others back."""
 
 _MAP_IPS, _PROTO_SPECIFIED, _PROTO_RANDOM_FULLY = 1, 2, 16  # NF_NAT_RANGE_*
 _CT_STATE, _CT_ORIGDST, _STATE_DNAT = 0x1, 0x8, 0x80  # XT_CONNTRACK_*
@@ -80,7 +81,7 @@ def _match(match: Match) -> list[_Part]:  # noqa: PLR0911 -- one a match
             return [(3, _address(_SOURCE_AT, prefix))]
         case Destination(prefix):
             return [(4, _address(_DESTINATION_AT, prefix))]
-        case DestinationPort(protocol, port):
+        case DestinationPort(protocol, port) if protocol in _PROTOCOLS:
             known = _meta(_META_L4PROTO) + _equals(bytes([_PROTOCOLS[protocol]]))
             return [(2, known), (5, _payload(_TRANSPORT_HEADER, _PORT_AT, 2) + _equals(struct.pack(">H", port)))]
         case Mark(value, mask):

@@ -46,9 +46,9 @@ class NftVariantFirewall:
     def edit_if(self, table: str, standing: Chains, edits: Sequence[ChainEdit], evidence: Hashable) -> Hashable | None:
         """``edit``, if the evidence holds; see ``gateway.remembered``."""
         generation = self._generation.number_if(evidence)
-        if generation is None:
+        if generation is None and evidence is not None:
             raise Moved(table)
-        if self._in_process(table, standing, edits, generation):
+        if generation is not None and self._in_process(table, standing, edits, generation):
             return self._generation.others()
         before = self._generation.others()
         self.edit(table, edits)

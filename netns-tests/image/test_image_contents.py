@@ -41,6 +41,16 @@ def test_the_files_are_those_of_the_checkout(container: Container) -> None:
             assert (container.exec("test", "-x", inside).returncode == 0) == bool(path.stat().st_mode & 0o100), inside
 
 
+def test_the_packages_are_those_of_the_checkout(container: Container) -> None:
+    """Modules, and what they read beside themselves, which an installation leaves out unless it is named."""
+    (installed,) = (container.root / "opt/natgw/lib").glob("python3*/site-packages")
+    for package in ("api", "gateway", "lab", "rules"):
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                inside = path.relative_to(ROOT)
+                assert (installed / inside).read_bytes() == path.read_bytes(), inside
+
+
 def test_every_module_is_compiled(container: Container) -> None:
     """A start from source takes twice as long, and on a read-only root every one of them does."""
     script = (

@@ -25,7 +25,7 @@ from gateway.status import DriftEntry, DriftStatus
 Policy = Literal["repair", "report"]
 
 POLL_SECONDS = 0.5
-COMPARE_SHARE, COMPARE_SECONDS = 1000, 30.0
+COMPARE_SHARE, COMPARE_SECONDS = 1000, 60.0
 """A full comparison comes at intervals of so many times what it took, and of at least so many seconds."""
 LOOK_SHARE, LOOK_PAUSE = 9, 0.5
 """After a look that evidence asked for there is none for so many times what it took: a tenth of a core at most. The

@@ -8,46 +8,40 @@ from __future__ import annotations
 from gateway.kernel.tool import run
 from gateway.ports import Refused
 
-_TABLE = "nft add table ip probe && nft 'add chain ip probe c { type nat hook prerouting priority -150; }'"
-_SPREAD = "dnat to numgen random mod 2 map { 0 : 192.0.2.1, 1 : 192.0.2.2 }"
-_SNAT = "POSTROUTING -j SNAT --to-source 192.0.2.1 --random-fully"
-_HAIRPIN = "POSTROUTING -m conntrack --ctstate DNAT --ctorigdst 192.0.2.1 -j ACCEPT"
+_TABLE = "add table ip probe\nadd chain ip probe c { type nat hook prerouting priority -150; }\n"
+_SPREAD = "add rule ip probe c tcp dport 80 dnat to numgen random mod 2 map { 0 : 192.0.2.1, 1 : 192.0.2.2 }\n"
+_SNAT = "-A POSTROUTING -j SNAT --to-source 192.0.2.1 --random-fully"
+_HAIRPIN = "-A POSTROUTING -m conntrack --ctstate DNAT --ctorigdst 192.0.2.1 -j ACCEPT"
+_HTB = "qdisc add dev lo root handle 1: htb\n"
+_U32 = "filter add dev lo parent 1: protocol ip u32 match ip src 192.0.2.1/32 flowid 1:1\n"
 
-TRIES = {
-    "iptables-legacy": "iptables-legacy -t nat -S INPUT 1",
-    "nf_tables": _TABLE,
-    "numgen": f"{_TABLE} && nft 'add rule ip probe c tcp dport 80 {_SPREAD}'",
-    "random-fully": f"iptables-VARIANT -t nat -A {_SNAT}",
-    "conntrack match": f"iptables-VARIANT -t nat -A {_HAIRPIN}",
-    "conntrack netlink": "conntrack -L",
-    "HTB": "tc qdisc add dev lo root handle 1: htb",
-    "u32 filters": "tc filter add dev lo parent 1: protocol ip u32 match ip src 192.0.2.1/32 flowid 1:1",
-    "ifb": "ip link add probe type ifb",
+TRIES: dict[str, tuple[str, str]] = {
+    "iptables-legacy": ("iptables-legacy -t nat -S INPUT 1", ""),
+    "nf_tables": ("nft -f -", _TABLE),
+    "numgen": ("nft -f -", _TABLE + _SPREAD),
+    "random-fully": (f"iptables-VARIANT -t nat {_SNAT}", ""),
+    "conntrack match": (f"iptables-VARIANT -t nat {_HAIRPIN}", ""),
+    "conntrack netlink": ("conntrack -L", ""),
+    "HTB": ("tc -batch -", _HTB),
+    "u32 filters": ("tc -batch -", _HTB + _U32),
+    "ifb": ("ip link add probe type ifb", ""),
 }
-"""What is tried, in this order: a later one may stand on an earlier one."""
+"""What is tried: a program with its arguments, and what it reads; each in a namespace of its own."""
 
 
 def tried(variant: str) -> dict[str, str]:
-    """By feature: empty where it works, else the complaint in one line; empty where nothing can be tried.
+    """By feature: empty where it works, else the complaint in one line; nothing where nothing can be tried.
 
-    ``variant`` is the iptables variant in use. Takes about 0.1 s.
+    ``variant`` is the iptables variant in use. Takes some tenths of a second.
     """
-    lines = (f"try '{name}' \"{each.replace('VARIANT', variant)}\"" for name, each in TRIES.items())
-    script = "\n".join([_HEAD, *lines])
     try:
-        ended = run(["unshare", "--net", "bash", "-c", script])
+        if run(["unshare", "--net", "true"]).code:
+            return {}
+        return {name: _complaint(command.replace("VARIANT", variant), said) for name, (command, said) in TRIES.items()}
     except Refused:
         return {}
-    if ended.code:
-        return {}
-    answers = (line.partition("=") for line in ended.stdout.splitlines())
-    return {name: said.strip() for name, _, said in answers if name in TRIES}
 
 
-_HEAD = """
-try() {
-    if said=$(eval "$2" 2>&1); then echo "$1="; else
-        said=$(printf '%s' "$said" | tr '\\n' ' '); echo "$1=${said:-failed}"
-    fi
-}
-"""
+def _complaint(command: str, said: str) -> str:
+    ended = run(["unshare", "--net", *command.split()], stdin=said)
+    return "" if ended.code == 0 else " ".join((ended.stderr or ended.stdout).split()) or "failed"

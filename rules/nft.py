@@ -283,12 +283,13 @@ def _objects(text: str) -> Iterator[tuple[str, Any]]:
         listed = [pair for item in json.loads(text)["nftables"] for pair in item.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a listing of nft: {text[:100]!r}") from error
-    yield from listed
+    yield from ((kind, said) for kind, said in listed if isinstance(said, dict))
 
 
 def _elements(text: str) -> Iterator[tuple[ServiceKey, str]]:
     for kind, said in _objects(text):
-        for element in said.get("elem", ()) if (kind, said.get("name")) == ("map", MAP) else ():
+        elements = said.get("elem", ()) if (kind, said.get("name")) == ("map", MAP) else ()
+        for element in elements if isinstance(elements, list) else ():
             match element:
                 case [{"concat": [str(address), protocol, int(port)]}, verdict]:
                     yield ServiceKey(address, _protocol(protocol), port), _goto(verdict)

@@ -261,17 +261,17 @@ def parse(table: str, elements: str) -> NftTable:
     hooked = mapped = False
     for kind, said in _objects(table):
         match kind, said:
-            case "map", {"name": name, "type": ["ipv4_addr", "inet_proto", "inet_service"], "map": "verdict"}:
+            case "map", {"name": str(name), "type": ["ipv4_addr", "inet_proto", "inet_service"], "map": "verdict"}:
                 mapped |= name == MAP
-            case "set", {"name": name, "type": "ipv4_addr"} if _NAME(name):
+            case "set", {"name": str(name), "type": "ipv4_addr"} if _NAME(name):
                 sets.append(name)
-            case "chain", {"name": name, "type": "nat", "hook": "prerouting", "prio": prio}:
+            case "chain", {"name": str(name), "type": "nat", "hook": "prerouting", "prio": prio}:
                 hooked |= name == DISPATCH and prio == PRIORITY
-            case "chain", {"name": name} if _NAME(name):
+            case "chain", {"name": str(name)} if _NAME(name):
                 chains[name] = []
-            case "rule", {"chain": name, "expr": expression} if name == DISPATCH:
+            case "rule", {"chain": str(name), "expr": expression} if name == DISPATCH:
                 asks.append(_asks(expression))
-            case "rule", {"chain": name, "expr": expression} if name in chains:
+            case "rule", {"chain": str(name), "expr": expression} if name in chains:
                 chains[name].append(_rule(expression))
     ours = {name: tuple(rules) for name, rules in chains.items()}
     return NftTable(mapped and hooked and asks == [True], ours, frozenset(sets), dict(_elements(elements)))
@@ -296,7 +296,7 @@ def _elements(text: str) -> Iterator[tuple[ServiceKey, str]]:
 
 
 def _protocol(said: object) -> str:
-    return _PROTOCOLS.get(said, str(said))
+    return _PROTOCOLS.get(said, str(said)) if isinstance(said, str | int) else str(said)
 
 
 def _asks(expression: Any) -> bool:

@@ -114,6 +114,16 @@ def test_what_nft_could_print(table: str, elements: str, rng: random.Random, dat
     assert isinstance(found, nft.NftTable)
 
 
+def test_a_protocol_that_is_none_is_passed_over() -> None:
+    match = {"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": ["x"]}}
+    rule = {"rule": {"chain": "dnat-a", "expr": [match, {"dnat": {"addr": 5}}]}}
+    element = {"map": {"name": nft.MAP, "elem": [[{"concat": ["192.0.2.1", ["x"], 80]}, 5]]}}
+    text = json.dumps(
+        {"nftables": [{"chain": {"name": "dnat-a"}}, {"chain": {"name": ["a"]}}, rule, element, {"map": 5}]}
+    )
+    assert list(nft.parse(text, text).chains) == ["dnat-a"]
+
+
 @fuzz
 @given(changed(LISTINGS))
 def test_what_is_no_listing_of_nft_at_all(text: str) -> None:

@@ -458,6 +458,12 @@ class Service:
             what = f"the chains decide alone: {reason}" if reason else "maps decide ahead of the chains"
             self.journal.record("fastpath", "gateway", what)
 
+    def _turns(self, spec: Spec, actual: Actual) -> bool:
+        """Whether the maps must come or go because of what others did around our chains: nothing of ours differs."""
+        if not isinstance(spec, GatewaySpec) or not spec.initialized or self._kernel.maps is None:
+            return False
+        return self._fastpath.on == bool(without_maps(self._facts, actual))
+
     def _recover(self, recovered: Future[Outcome | None]) -> None:
         """Make the last state stand again."""
         try:
@@ -555,7 +561,7 @@ class Service:
         if not left:
             self._committed(spec, spec, Done(left, actual), ())
             return
-        drifted = not self._unapplied or bool(self._drift.differs)
+        drifted = (not self._unapplied or bool(self._drift.differs)) and not self._turns(spec, actual)
         found = differences(left, actual)
         if drifted:
             self._drift.found(found, look)

@@ -29,15 +29,18 @@ RULES = """\
 -A VPC_MARK -i eth0 -j MARK --set-xmark 0x1/0x1
 -A PREROUTING -j DNAT_FILTER
 -A POSTROUTING -j SNAT_FILTER
+-A DNAT_FILTER -m mark --mark 0x20000000/0x20000000 -g MAPS_MISSED
 -A DNAT_FILTER -j EXCLUSIVE_DNAT
 -A DNAT_FILTER -j SHARED_DNAT
 -A EXCLUSIVE_DNAT -d 192.168.0.50/32 -j DNAT --to-destination 10.0.1.11
 -A EXCLUSIVE_SNAT -s 10.0.1.11/32 -j SNAT --to-source 192.168.0.50
 -A HAIRPIN_SNAT -o eth0 -m mark --mark 0x1/0x1 -m conntrack --ctstate DNAT --ctorigdst 192.168.0.50 -j SNAT\
  --to-source 192.168.0.50 --random-fully
+-A MAPS_MISSED -j MARK --set-xmark 0x0/0x20000000
 -A SHARED_DNAT -d 192.168.0.50/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.1.12:8080
 -A SHARED_SNAT -s 10.0.1.0/24 -o net1 -j SNAT --to-source 192.168.0.50
 -A SHARED_SNAT -s 10.0.0.0/16 -o net1 -j SNAT --to-source 192.168.0.50 --random-fully
+-A SNAT_FILTER -m mark --mark 0x20000000/0x20000000 -g MAPS_MISSED
 -A SNAT_FILTER -j EXCLUSIVE_SNAT
 -A SNAT_FILTER -j SHARED_SNAT
 -A SNAT_FILTER -j HAIRPIN_SNAT"""
@@ -114,7 +117,8 @@ def test_the_model_notices_what_is_different(old: str, new: str) -> None:
 
 def test_the_model_notices_order_and_rates() -> None:
     model, seen = good()
-    seen.rules[11], seen.rules[12] = seen.rules[12], seen.rules[11]
+    first = next(i for i, rule in enumerate(seen.rules) if rule.startswith("-A SHARED_SNAT"))
+    seen.rules[first : first + 2] = reversed(seen.rules[first : first + 2])
     assert "SHARED_SNAT" in "".join(model.differences(seen))
     for device, text in (("net1", ""), ("eth0", "class htb 1:2 root rate 10Mbit ceil 10Mbit\n")):
         model, seen = good()

@@ -33,6 +33,8 @@ def test_the_past_as_lines_and_as_json(tmp_path: Path) -> None:
 def test_following_shows_what_happens_until_it_is_interrupted(tmp_path: Path) -> None:
     made = gateway(tmp_path / "state")
     environment = {**os.environ, "NATGW_RUN_DIR": str(tmp_path)}
+    # Whoever runs the tests in the background of a shell has it ignored, and so would the child.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with serving(made, tmp_path):
         run(made.service, c.Init(), EIP)
         with subprocess.Popen(

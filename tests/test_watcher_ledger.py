@@ -276,3 +276,44 @@ def test_who_holds_connections_is_told_even_if_silent() -> None:
     book.sources.tick()
     book.sources.tick()
     assert book.sources.top == ((INSIDE, [0, 0, 0, 0, 0, 3, 0, 0]),)
+
+
+def test_who_is_inside_may_change_with_the_spec() -> None:
+    """A packet for a floating IP that nothing was known of is taken for one that goes out, until the rule is known."""
+    book = Book(objects=Objects())
+    flows = [
+        flow(ends(PEER, 4000, FLOATING, 22), ends(PEER, 4000, "10.0.1.33", 22)),
+        flow(ends("10.0.1.33", 4000, PEER, 22), ends("10.0.1.33", 4000, PEER, 22)),
+        flow(ends(INSIDE, 4000, FLOATING, 22), ends(FLOATING, 4000, "10.0.1.33", 22)),
+        mapped(),
+        left(),
+    ]
+    for one in flows:
+        book.event(NEW, one)
+    book.set(OBJECTS)
+    book.dump(*(counted(one, 1, 100, 2, 200) for one in flows))
+    book.set(Objects())
+    book.dump(*(counted(one, 2, 200, 2, 200) for one in flows))
+    for one in flows:
+        book.event(DESTROY, counted(one, 2, 200, 2, 200))
+    for side in (book.sources, book.destinations):
+        side.tick()
+        assert [talker for talker in side.top if any(talker.sums[4:6])] == []
+    assert {name: value for name, value in book.sums("total").items() if name.startswith("active")} == {}
+
+
+def test_two_connections_with_one_identifier_are_not_taken_for_each_other() -> None:
+    """32 bits of a hash: among 100,000 connections such a pair is to be expected."""
+    book = Book()
+    first, other = left(source="10.0.1.6"), left(source="10.0.1.7", port=40001)
+    other = other._replace(identifier=first.identifier)
+    book.event(NEW, first)
+    book.event(NEW, other)
+    assert book.sums("eip", EIP2) == {"new out": 2, "active out": 1}
+    book.dump(counted(other, 1, 100, 0, 0), counted(first, 1, 50, 0, 0))
+    book.event(DESTROY, counted(other, 2, 200, 0, 0))
+    assert len(book) == 1
+    book.event(DESTROY, counted(first, 1, 50, 0, 0))
+    assert book.sums("eip", EIP2) == {"new out": 2, "bytes out": 250, "packets out": 3}
+    book.dump()
+    assert len(book) == 0

@@ -88,6 +88,14 @@ def pack(flow: Flow) -> bytes:
     return packed
 
 
+def is_of(packed: bytes, flow: Flow) -> bool:
+    """Whether ``packed`` is this flow: the kernel's identifiers are 32 bits of a hash, which two of 100,000 share."""
+    ends = flow.original
+    return packed[0] == flow.protocol and packed.startswith(
+        ends.source + ends.destination + _PORTS.pack(ends.source_port, ends.destination_port), 2
+    )
+
+
 def unpack(packed: bytes, identifier: int, zone: int, counters: Counters | None) -> Flow:
     """The flow of ``pack``."""
     half = (len(packed) - 2) // 2

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gateway.observer import ctnetlink
-from gateway.observer.flow import END, START, Counters, Flow, pack, unpack
+from gateway.observer.flow import END, START, Counters, Flow, is_of, pack, unpack
 from gateway.watcher.accounts import (
     ACTIVE_IN,
     ACTIVE_OUT,
@@ -18,7 +19,6 @@ from gateway.watcher.accounts import (
     BYTES_OUT,
     NEW_IN,
     NEW_OUT,
-    SUMS,
     Account,
     Accounts,
     Objects,
@@ -84,20 +84,25 @@ class Ledger:
         """The kernel told of a connection: NEW or DESTROY."""
         key = flow.zone << 32 | flow.identifier
         entry = self._entries.get(key)
+        taken = entry is not None and not is_of(entry.packed, flow)
         if kind == ctnetlink.DESTROY:
             self.events["end"] += 1
-            if entry is None:
+            if entry is None or taken:
                 account = self.accounts.of(flow)
                 self._moved(account, flow, _NOTHING)
             else:
                 del self._entries[key]
                 self._closed(entry, flow)
-            if self._ended_since is not None:
+            if self._ended_since is not None and not taken:
                 self._ended_since.add(key)
             self._happened(END, flow)
             return
         self.events["new"] += 1
-        if entry is None:
+        if taken:
+            # Its identifier is another living connection's: it is counted, and not remembered.
+            self.beyond += 1
+            entry = None
+        elif entry is None:
             entry = self._insert(key, flow)
             if self._ended_since is not None:
                 # A new connection may get the identifier of one that ended.
@@ -135,6 +140,8 @@ class Ledger:
             if entry is None:
                 return
             self._discovered.append(key)
+        elif not is_of(entry.packed, flow):
+            return
         elif self._attributing:
             self._reattribute(entry, flow)
         entry.generation = self._generation
@@ -225,22 +232,40 @@ class Ledger:
         old = entry.account
         if account is old:
             return
-        way = 0 if account.inbound else 1
-        moving = [0] * SUMS
-        moving[ACTIVE_IN + way] = 1
-        if not old.explained:
-            moving[NEW_IN + way] = int(entry.started)
-            forth, back = (BYTES_IN, BYTES_OUT) if account.inbound else (BYTES_OUT, BYTES_IN)
-            moving[forth + 1], moving[forth], moving[back + 1], moving[back] = _COUNTERS.unpack(entry.counters)
-        for place, value in enumerate(moving):
-            old.sums[place] -= value
-            account.sums[place] += value
+        for before, now in zip(_share(entry, old), _share(entry, account), strict=True):
+            old.sums[before.place] -= before.value
+            account.sums[now.place] += now.value
+        if old.inbound != account.inbound:
+            # Which end is inside has changed with it.
+            inside, outside = _ends(old, flow)
+            self.sources.closed(inside, old.inbound)
+            self.destinations.closed(outside, old.inbound)
+            inside, outside = _ends(account, flow)
+            self.sources.opened(inside, account.inbound)
+            self.destinations.opened(outside, account.inbound)
         if old.ports is not account.ports:
             if old.ports is not None:
                 old.ports.release(flow)
             if account.ports is not None:
                 account.ports.take(flow)
         entry.account = account
+
+
+class _Sum(NamedTuple):
+    place: int
+    value: int
+
+
+def _share(entry: _Entry, account: Account) -> list[_Sum]:
+    """What goes along when a connection changes its account, as ``account`` counts it."""
+    way = 0 if account.inbound else 1
+    share = [_Sum(ACTIVE_IN + way, 1)]
+    if not entry.account.explained:
+        forth, back = (BYTES_IN, BYTES_OUT) if account.inbound else (BYTES_OUT, BYTES_IN)
+        packets, size, packets_back, size_back = _COUNTERS.unpack(entry.counters)
+        share += [_Sum(NEW_IN + way, int(entry.started)), _Sum(forth + 1, packets), _Sum(forth, size)]
+        share += [_Sum(back + 1, packets_back), _Sum(back, size_back)]
+    return share
 
 
 def _ends(account: Account, flow: Flow) -> tuple[bytes, bytes]:

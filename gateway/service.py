@@ -561,7 +561,8 @@ class Service:
         if not left:
             self._committed(spec, spec, Done(left, actual), ())
             return
-        drifted = (not self._unapplied or bool(self._drift.differs)) and not self._turns(spec, actual)
+        turns = self._drift.policy == "repair" and self._turns(spec, actual)
+        drifted = (not self._unapplied or bool(self._drift.differs)) and not turns
         found = differences(left, actual)
         if drifted:
             self._drift.found(found, look)

@@ -222,12 +222,12 @@ def edits(wanted: MapTable, standing: MapTable) -> Iterator[MapEdit]:
         standing = NO_TABLE
     unasked = standing.maps - wanted.maps
     changed = list(wanted.entries.differences(standing.entries))
-    changed.sort(key=_map_of)
+    changed.sort(key=_key_of)  # map by map, and the same order in every process: strings hash differently in each
     yield from (DropEntry(key) for key, _, was in changed if was is not None and key.map not in unasked)
     if standing.chains != wanted.chains or standing.maps != wanted.maps:
         yield WriteChains(wanted.chains, tuple(sorted(unasked)))
     yield from (AddEntry(key, target) for key, target, _ in changed if target is not None)
 
 
-def _map_of(change: tuple[EntryKey, object, object]) -> str:
-    return change[0].map
+def _key_of(change: tuple[EntryKey, object, object]) -> EntryKey:
+    return change[0]

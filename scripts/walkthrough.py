@@ -31,7 +31,6 @@ LAB = "walk"
 COLUMNS = "118"
 PATIENCE = 60
 
-_BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PART = re.compile(r"<!-- run: (?P<run>.*?) -->|^```console\n(?P<block>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -120,7 +119,8 @@ def main() -> None:
             sys.exit(f"{page}: names no lab (<!-- lab: FILE -->)")
         with Walk(manifest[1]) as walk:
             page.write_text(walked(text, walk))
-        print(json.dumps({"page": str(page), "blocks": len(_BLOCK.findall(text))}))
+        blocks = sum(part["block"] is not None for part in _PART.finditer(text))
+        print(json.dumps({"page": str(page), "blocks": blocks}))
 
 
 if __name__ == "__main__":

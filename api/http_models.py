@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from gateway.service import Outcome
+from gateway.standing import Outcome
 from rules.iptables import render_rule
 from rules.maps import script as map_script
 from rules.nft import command_lines

@@ -9,7 +9,8 @@ import pytest
 
 from gateway.fake import FakeKernel
 from gateway.ports import Refused
-from gateway.service import Edit, Outcome, Service
+from gateway.service import Edit, Service
+from gateway.standing import Outcome
 from gateway.status import FastpathStatus
 from rules import commands as c
 from rules.edit import Conflict, NotInitialized, edit_all

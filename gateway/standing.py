@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from gateway import meters, transaction
 from gateway.chase import Chase
 from gateway.drift import LOOK_SHARE, Drift, Look
+from gateway.endings import Endings
 from gateway.follow import Announcing, Followers
 from gateway.journal import Asker, Journal
 from gateway.ports import Clock, Refused
@@ -99,7 +100,8 @@ class Standing:
         self._kernel = kernel
         self._announcer = announcer
         self._store = store
-        self._followers = Followers(announcer, store, kernel.flows)
+        self._endings = Endings(kernel.flows, clock)
+        self._followers = Followers(announcer, store, self._endings)
         self._clock = clock
         self._interfaces = interfaces
         self._version = version
@@ -167,6 +169,8 @@ class Standing:
 
     def wait(self) -> float:
         """Seconds until something is to be done without being asked."""
+        if self._endings.under_way:
+            return 0.0
         wait = min(self._drift.wait(), math.inf if (chase := self._chase.wait()) is None else chase)
         return wait if self._retry_at is None else min(wait, max(0.0, self._retry_at - self._clock.monotonic()))
 
@@ -175,6 +179,8 @@ class Standing:
         if (look := self._drift.due()) is not None:
             self._catch_up(look)
         self._follow_maps(due=self._chase.due())
+        if self.spec is not None:
+            self._endings.go_on(self.spec)
         now = self._clock.monotonic()
         if self._known and not (self._unapplied or self._followers.pending()):
             self._retry_at = None
@@ -185,8 +191,14 @@ class Standing:
             self._retry()
 
     def settle(self) -> None:
-        """Leave nothing owed: the chains follow the maps now."""
+        """Have the chains follow the maps now."""
         self._follow_maps(due=self._chase.behind)
+
+    def finish(self) -> None:
+        """Leave nothing owed that can be done."""
+        self.settle()
+        if self.spec is not None:
+            self._endings.finish(self.spec)
 
     def _follow_maps(self, *, due: bool) -> None:
         """Bring the chains up to what the maps say already; a failure is told, and tried again, never undone."""
@@ -229,7 +241,7 @@ class Standing:
         plan = done.plan
         self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
         announced = self._committed(old, new, done, asked.announce)
-        flows = self._followers.flush(new)
+        flows = self._endings.begin(new)
         seconds = self._clock.monotonic() - begun
         meters.TRANSACTION_SECONDS.observe(seconds, "committed" if plan or new != old else "unchanged")
         if plan or new != old:
@@ -362,7 +374,7 @@ class Standing:
     def _follow_up(self, spec: Spec) -> None:
         """Try again what follows a change."""
         self._followers.save(Stored(spec, self.facts.claimed))
-        self._followers.flush(spec)
+        self._endings.begin(spec)
 
     def _compare(self, spec: Spec, look: Look) -> None:
         """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""
@@ -384,7 +396,8 @@ class Standing:
         self._restore(tell=not drifted)
         if drifted:
             self._drift.repaired(found, look, self._clock.monotonic() - begun)
-            self._followers.repaired(_as_it_was(actual, left, spec))
+            # Connections began while their rules were not there.
+            self._endings.owe(_as_it_was(actual, left, spec))
 
     def failed(self, by: Asker | str, error: BaseException) -> None:
         """Book what was refused, or went wrong: status and journal."""

@@ -43,13 +43,12 @@ class Endings:
         self._flows = flows
         self._clock = clock
         self._debts: list[_Debt] = []
-        self._refused = False
 
     def pending(self) -> list[str]:
         """What is outstanding, in words; any thread."""
         if not self._debts:
             return []
-        return [f"stale connections are {'not' if self._refused else 'being'} deleted"]
+        return [f"stale connections are {'being' if self.under_way else 'not'} deleted"]
 
     @property
     def under_way(self) -> bool:
@@ -82,11 +81,9 @@ class Endings:
                     if self._clock.monotonic() >= until:
                         return gone
                 self._debts.remove(debt)
-                self._refused = False
         except Refused as error:
             log.error("stale connections stay for now: %s", error)
             # What was read so far is of no use for the next try, and one try is enough for all.
-            self._refused = True
             self._debts = [_Debt(tuple(old for debt in self._debts for old in debt.since))]
         finally:
             meters.STALE_FLOWS.add(amount=gone)

@@ -240,8 +240,7 @@ class Standing:
         done = transaction.apply(self._kernel, new, facts, follow=True)
         plan = done.plan
         self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
-        announced = self._committed(old, new, done, asked.announce)
-        flows = self._endings.begin(new)
+        announced, flows = self._committed(old, new, done, asked.announce)
         seconds = self._clock.monotonic() - begun
         meters.TRANSACTION_SECONDS.observe(seconds, "committed" if plan or new != old else "unchanged")
         if plan or new != old:
@@ -250,8 +249,14 @@ class Standing:
             )
         return Outcome(new, plan, flows, announced, seconds)
 
-    def _committed(self, old: Spec | None, new: Spec, done: Done, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Book a change that stands in the kernel: spec, announcements, disk."""
+    def _committed(
+        self, old: Spec | None, new: Spec, done: Done, asked: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], int]:
+        """Book a change that stands in the kernel: spec, announcements, connections, disk.
+
+        In this order: a disk may be slow, and who dies before the file is written has undone the change. Returns what
+        was announced, and how many connections were ended.
+        """
         self._unapplied = False
         self._drift.agrees()
         self.actual = done.actual
@@ -265,8 +270,9 @@ class Standing:
             self._followers.changed(old, new)
             self._changed()
         announced = self._followers.announce(new, done.actual, asked)
+        flows = self._endings.begin(new)
         self._followers.save(Stored(new, self.facts.claimed))
-        return announced
+        return announced, flows
 
     def _why_no_maps(self, spec: Spec, actual: Actual) -> str | None:
         """Why the chains decide alone; empty where maps decide ahead of them, None where there is nothing to decide."""
@@ -338,7 +344,7 @@ class Standing:
         done = transaction.apply(self._kernel, self.spec, self.facts)
         added = (step.key for step in done.plan.steps if isinstance(step, AddAddress))
         again = tuple(key.address.partition("/")[0] for key in added)
-        announced = self._committed(self.spec, self.spec, done, again)
+        announced, flows = self._committed(self.spec, self.spec, done, again)
         if done.plan:
             self._counts = self._counts.one_more("committed")
             seconds = self._clock.monotonic() - begun
@@ -346,7 +352,7 @@ class Standing:
                 self._journal.tell(
                     "repair", "gateway", self.spec, self.spec, done.plan, announced=announced, seconds=seconds
                 )
-        return Outcome(self.spec, done.plan, 0, announced)
+        return Outcome(self.spec, done.plan, flows, announced)
 
     def _catch_up(self, look: Look) -> None:
         """Compare kernel and spec, make good what others changed, and try again what is outstanding.
@@ -373,8 +379,8 @@ class Standing:
 
     def _follow_up(self, spec: Spec) -> None:
         """Try again what follows a change."""
-        self._followers.save(Stored(spec, self.facts.claimed))
         self._endings.begin(spec)
+        self._followers.save(Stored(spec, self.facts.claimed))
 
     def _compare(self, spec: Spec, look: Look) -> None:
         """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""

@@ -65,6 +65,7 @@ class Unhurried(logging.Handler):
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:
         """The format of what is written."""
+        super().setFormatter(fmt)
         self._target.setFormatter(fmt)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +78,21 @@ def test_what_waits_is_bounded_and_what_is_lost_is_told(
     assert kept == [f"line {number}" for number in range(len(kept))]
     assert f"{20 - len(kept)} lines were lost here: the log could not be written in time" in disk.lines
     assert disk.lines[-1] == "the next"
+
+
+def test_lines_go_to_the_file_in_the_form_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATGW_READY_FD", "3")  # detached
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    path = tmp_path / "natgw.log"
+    try:
+        logs.log_to(path)
+        logging.getLogger("natgw").info("for people")
+        logs.log_to(path, "json")
+        logging.getLogger("natgw").info("for programs")
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    plain, program = path.read_text().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d [0-9:,]+ INFO natgw: for people", plain)
+    assert json.loads(program)["message"] == "for programs"

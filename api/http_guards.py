@@ -132,6 +132,7 @@ class BearerToken:
     def __init__(self, app: ASGIApp, tokens: TokenFile) -> None:
         self._app = app
         self._tokens = tokens
+        self._said = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
@@ -150,7 +151,10 @@ class BearerToken:
         try:
             token = self._tokens.read()
         except CannotListen as error:
-            log.error("requests over TCP are refused: %s", error)
+            if self._said != str(error):  # once, however often somebody calls
+                log.error("requests over TCP are refused: %s", error)
+            self._said = str(error)
             return False
+        self._said = ""
         right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token)
         return scheme.lower() == "bearer" and right

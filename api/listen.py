@@ -24,26 +24,20 @@ class CannotListen(OSError):
 
 
 class TokenFile:
-    """A file that holds a bearer token; read again whenever it changes."""
+    """A file that holds a bearer token; read for every request, for a file's times do not tell every change."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int, int] | None = None
-        self._token = b""
 
     def read(self) -> bytes:
         """The token; raises CannotListen where the file is unreadable or empty."""
         try:
-            stat = self._path.stat()
-            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            if seen != self._seen:
-                self._token = self._path.read_bytes().strip()
-                self._seen = seen
+            token = self._path.read_bytes().strip()
         except OSError as error:
             raise CannotListen(f"the token file {self._path} cannot be read: {error.strerror}") from error
-        if not self._token:
+        if not token:
             raise CannotListen(f"the token file {self._path} is empty")
-        return self._token
+        return token
 
 
 def parse_listen(listen: str, name: str = "NATGW_LISTEN") -> tuple[str, int]:

@@ -76,8 +76,10 @@ class Crowd:
 @contextmanager
 def timed(what: str) -> Iterator[None]:
     began = time.monotonic()
-    yield
-    print(f"{RULES} rules, {what}: {time.monotonic() - began:.1f} s")
+    try:
+        yield
+    finally:
+        print(f"{RULES} rules, {what}: {time.monotonic() - began:.1f} s")
 
 
 @pytest.fixture
@@ -135,8 +137,7 @@ def changed_by_others(crowd: Crowd) -> None:
     }
     for port, (what, command) in enumerate(changes.items(), start=100):
         repairs = gateway.status()["drift"]["repairs"]
-        crowd.add(port)
-        crowd.settled()
+        crowd.add(port)  # its chains follow, or not yet
         with timed(f"{what}, repaired after"):
             gateway.run(*command)
             crowd.until(lambda repairs=repairs: gateway.status()["drift"]["repairs"] > repairs, what)  # type: ignore[misc]

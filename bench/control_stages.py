@@ -124,7 +124,8 @@ def inside(variant: str, sizes: list[int], verbs: int) -> None:
         for method in ("read", "edit", "commit"):
             if hasattr(driver := getattr(kernel, port), method):
                 setattr_of(driver, method, timed(f"{port}.{method}", getattr(driver, method)))
-    setattr_of(kernel.flows, "matching", timed("flows.matching", kernel.flows.matching))
+    end = kernel.flows.end
+    setattr_of(kernel.flows, "end", timed("flows.end", lambda filters, stale: iter(list(end(filters, stale)))))
     for stage in ("plan", "delta", "desired"):
         setattr(transaction, stage, timed(stage, getattr(transaction, stage)))
     with tempfile.TemporaryDirectory() as directory:

@@ -27,7 +27,7 @@ from rules.desired import Facts
 from rules.spec import Dnat, Eip, Fip, GatewaySpec, Route, Snat
 
 BIG = os.environ.get("NATGW_MANY_RULES")
-RULES = int(BIG or "3000")
+RULES = int(BIG or "2500")
 EIP, MANY = "192.168.0.50", "192.168.0.51"
 FIRST = 10_000  # port
 PATIENCE = 120.0  # seconds, for tens of thousands of rules on a busy machine

@@ -316,6 +316,8 @@ class Standing:
             stored = self._adopt() or self._store.previous()
             if stored is not None:
                 self._followers.unsaved()
+        elif (before := self._store.before()) is not None and type(before.spec) is type(stored.spec):
+            self._endings.owe(before.spec)  # who died in the midst of ending many of them has told nobody
         if stored is not None:
             self.spec = stored.spec
             self.facts = replace(self.facts, claimed=stored.claimed)

@@ -122,7 +122,8 @@ def killed_at_any_moment(crowd: Crowd) -> None:
             time.sleep(moment)
         with timed(f"killed {'idle' if moment is None else f'{moment} s after an answer'}, ready again after"):
             crowd.gateway.kill_daemon()
-            crowd.gateway.verb("get-iptables-version")
+            # A call waits ten seconds for a daemon; a controller asks again.
+            crowd.until(lambda: crowd.gateway.exec("get-iptables-version").returncode == 0, "a daemon")
             crowd.settled()
         crowd.exact()
 

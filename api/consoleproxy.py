@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 10.0
+PASSED = ("accept", "if-modified-since", "if-none-match", "last-event-id", "range")
+"""Headers that are passed on."""
 
 
 async def serve_console(api: Path, port: int, ready: Callable[[str], None]) -> None:
@@ -41,8 +44,7 @@ async def _serve(api: Path, token: str, reader: asyncio.StreamReader, writer: as
     """One request: its head is looked at, the answer relayed as it comes."""
     async with asyncio.timeout(HEAD_SECONDS):
         head = await reader.readuntil(b"\r\n\r\n")
-    request, *lines = head.decode("latin-1").split("\r\n")
-    refused = _refusal(request, lines, token)
+    asked, refused = _asked(head, token)
     if refused:
         writer.write(f"HTTP/1.1 {refused}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()
@@ -54,21 +56,29 @@ async def _serve(api: Path, token: str, reader: asyncio.StreamReader, writer: as
         await writer.drain()
         return
     with contextlib.closing(asking):
-        kept = [line for line in lines if line and line.partition(":")[0].lower() != "connection"]
-        asking.write("\r\n".join([request, *kept, "Connection: close", "", ""]).encode("latin-1"))
+        asking.write(asked)
         while part := await answers.read(HEAD_BYTES):
             writer.write(part)
             await writer.drain()
 
 
-def _refusal(request: str, lines: list[str], token: str) -> str:
-    """The status that a request is refused with; empty where it may pass."""
-    method, _, rest = request.partition(" ")
-    path = rest.partition(" ")[0].partition("?")[0]
-    if method not in ("GET", "HEAD"):
-        return "405 Method Not Allowed"
-    if ".." not in path and (path == "/" or path.startswith("/console/")):
-        return ""
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+def _asked(head: bytes, token: str) -> tuple[bytes, str]:
+    """The head to pass on, and the status that the request is refused with (empty: it may pass).
+
+    What is passed on is written anew from what was looked at, never the caller's own bytes: the API takes a bare line
+    feed for the end of a line, so a second request could hide behind one that is let through.
+    """
+    request, *lines = head.decode("latin-1").split("\r\n")
+    found = re.fullmatch(r"(GET|HEAD) (/[!-~]*) HTTP/1\.[01]", request)
+    if found is None:
+        return b"", "400 Bad Request" if request.startswith(("GET ", "HEAD ")) else "405 Method Not Allowed"
+    method, target = found.groups()
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    path = target.partition("?")[0]
+    public = ".." not in path and (path == "/" or path.startswith("/console/"))
     given = headers.get("authorization", "").removeprefix("Bearer ")
-    return "" if hmac.compare_digest(given.encode("latin-1"), token.encode()) else "401 Unauthorized"
+    if not public and not hmac.compare_digest(given.encode("latin-1"), token.encode()):
+        return b"", "401 Unauthorized"
+    passed = [f"{method} {target} HTTP/1.1", "Host: gateway", "Connection: close"]
+    passed += [f"{name}: {value}" for name in PASSED if (value := headers.get(name)) and value.isprintable()]
+    return "\r\n".join([*passed, "", ""]).encode("latin-1"), ""

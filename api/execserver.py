@@ -160,7 +160,7 @@ class ExecServer:
         try:
             reply = await self.handle(request, peer)
         except Exception as error:
-            log.exception("%s", " ".join(request.words))
+            log.exception("%s", one_line(" ".join(request.words)))
             reply = failure(f"internal error: {error!r}")
         meters.VERB_SECONDS.observe(time.monotonic() - begun, _verb(request.words), "failed" if reply.code else "ok")
         return reply

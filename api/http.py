@@ -11,20 +11,19 @@ import contextlib
 import os
 import socket
 import ssl
-import struct
 import time
-from collections.abc import AsyncIterator, Iterator
-from email.utils import formatdate
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.http_app import build_app
-from api.http_guards import PEER, BearerToken, Counted, LocalUsers
+from api.http_connections import Connections, Patience, Speaker
+from api.http_guards import BearerToken, Counted, LocalUsers, SameOrigin
 from api.http_traffic import Figures, metrics_app
-from api.listen import METRICS_LISTEN, CannotListen, check_listen, check_place, tcp_socket
+from api.listen import METRICS_LISTEN, CannotListen, check_listen, check_place, interface_of, parse_listen, tcp_socket
 from api.metrics import ShapedReader, no_limits
 from api.rate import Buckets, RateLimit
 from api.tls import Exposure, reloading
@@ -34,7 +33,6 @@ from gateway.service import Service
 SOCKET_NAME = "api.sock"
 MAX_CONNECTIONS = 512
 GRACE_SECONDS = 2
-_UCRED = struct.Struct("3i")
 
 
 async def serve_http(
@@ -47,6 +45,7 @@ async def serve_http(
     exposure: Exposure = Exposure(),  # noqa: B008 -- frozen
     metrics_listen: str | None = None,
     shaped: ShapedReader = no_limits,
+    patience: Patience = Patience(),  # noqa: B008 -- frozen
 ) -> None:
     """Answer on ``run_dir/api.sock`` and, if given, on ``listen`` (addr:port) until ``stop`` is set.
 
@@ -58,19 +57,21 @@ async def serve_http(
     """
     figures = Figures.of(service, run_dir / FLOWS_SOCKET, shaped)
     async with contextlib.AsyncExitStack() as stack:
-        listeners: list[_Listener] = []
+        faces: list[_Face] = []
         if listen:
-            listeners.append(
-                _over_tcp(stack, service, figures, listen=listen, token_file=token_file, exposure=exposure)
-            )
+            tls = exposure.tls
+            tokens = check_listen(listen, token_file, mutual_tls=exposure.mutual)
+            context = reloading(tls) if tls else None
+            app: ASGIApp = SameOrigin(build_app(service, figures=figures))
+            app = BearerToken(app, tokens) if tokens else app
+            faces.append(_over_tcp(stack, service, exposure, app, listen=listen, tls=context))
         if metrics_listen:
-            bare = stack.enter_context(contextlib.closing(tcp_socket(metrics_listen, METRICS_LISTEN)))
-            limited = RateLimit(metrics_app(figures), Buckets(*exposure.rate), time.monotonic)
-            listeners.append((limited, (bare, None)))
+            bare = metrics_app(figures)
+            faces.append(_over_tcp(stack, service, exposure, bare, listen=metrics_listen, name=METRICS_LISTEN))
         unix = stack.enter_context(unix_listener(run_dir / SOCKET_NAME))
         mine = frozenset({0, os.geteuid()})
-        listeners.append((LocalUsers(build_app(service, figures=figures), mine), (unix, None)))
-        running = [await stack.enter_async_context(_serving(Counted(app), *where)) for app, where in listeners]
+        faces.append(_Face(LocalUsers(build_app(service, figures=figures), mine), unix))
+        running = [await stack.enter_async_context(_serving(face, patience)) for face in faces]
         stopping = asyncio.create_task(_wait(stop))
         stack.callback(stopping.cancel)
         await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
@@ -80,72 +81,75 @@ async def serve_http(
                 server.result()
 
 
-_Listener = tuple[ASGIApp, tuple[socket.socket, ssl.SSLContext | None]]
+@dataclass(frozen=True)
+class _Face:
+    """An application, where it listens, and whether it may answer there at the moment."""
+
+    app: ASGIApp
+    listener: socket.socket
+    tls: ssl.SSLContext | None = None
+    admits: Callable[[], bool] = lambda: True
 
 
 def _over_tcp(
     stack: contextlib.AsyncExitStack,
     service: Service,
-    figures: Figures,
+    exposure: Exposure,
+    app: ASGIApp,
     *,
     listen: str,
-    token_file: Path | None,
-    exposure: Exposure,
-) -> _Listener:
-    """The application behind its guards, the outermost first: rate, token, size; and where it listens."""
-    tls = exposure.tls
-    tokens = check_listen(listen, token_file, mutual_tls=exposure.mutual)
-    context = reloading(tls) if tls else None
+    name: str = "NATGW_LISTEN",
+    tls: ssl.SSLContext | None = None,
+) -> _Face:
+    """The application behind the limit of calls, where it was told to listen and may; raises CannotListen."""
     if not exposure.anywhere:
-        sides = service.status().interfaces
-        check_place(listen, (sides.vpc, sides.external))
-    app: ASGIApp = build_app(service, figures=figures)
-    if tokens:
-        app = BearerToken(app, tokens)
-    tcp = stack.enter_context(contextlib.closing(tcp_socket(listen)))
-    return RateLimit(app, Buckets(*exposure.rate), time.monotonic), (tcp, context)
+        check_place(listen, _sides(service) or (), name)
+    interface = interface_of(parse_listen(listen, name)[0])
+
+    def admits() -> bool:
+        # Which interfaces are the two sides may be said later than this: by an ``init`` that names them.
+        if exposure.anywhere:
+            return True
+        expected = service.status().interfaces
+        return interface not in (_sides(service) or (expected.vpc, expected.external))
+
+    tcp = stack.enter_context(contextlib.closing(tcp_socket(listen, name)))
+    return _Face(RateLimit(app, Buckets(*exposure.rate), time.monotonic), tcp, tls, admits)
+
+
+def _sides(service: Service) -> tuple[str, str] | None:
+    """The interfaces that tenants and outsiders reach; None before ``init``, which may name others."""
+    spec = service.spec
+    return (spec.interfaces.vpc, spec.interfaces.external) if spec is not None and spec.initialized else None
 
 
 async def _wait(stop: asyncio.Event) -> None:
     await stop.wait()
 
 
-class _Protocol(H11Protocol):
-    """HTTP that tells the application which process calls by a Unix socket, where an address would stand.
-
-    It writes the Date header when it is needed.
-    """
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        sock: socket.socket = transport.get_extra_info("socket")
-        if sock.family == socket.AF_UNIX:
-            pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            self.client = (f"{PEER}{pid},{uid}", 0)
-
-    def data_received(self, data: bytes) -> None:
-        self.server_state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
-        super().data_received(data)
-
-
-class _Config(uvicorn.Config):
-    """A configuration with a TLS context made elsewhere."""
-
-    context: ssl.SSLContext | None = None
-
-    def load(self) -> None:
-        super().load()
-        self.ssl = self.context
-
-
 class _Server(uvicorn.Server):
-    """A uvicorn that leaves the process's signals to the daemon, and sleeps while nobody calls.
+    """A uvicorn with connections of its own: it leaves signals to the daemon, and sleeps while nobody calls.
 
     Its own loop wakes up ten times a second, for the Date header and to see whether it shall end: 0.2 % of a processor.
     """
 
     _ending: asyncio.Event | None = None
     _loop: asyncio.AbstractEventLoop
+
+    def __init__(self, config: uvicorn.Config, face: _Face, patience: Patience) -> None:
+        super().__init__(config)
+        self._face, self._patience = face, patience
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        face = self._face
+        connections = Connections(face.listener, self._speaker, face.tls, MAX_CONNECTIONS, self._patience, face.admits)
+        connections.start()
+        self.servers = [connections]  # type: ignore[list-item]  # closes like one
+        self.started = True
+
+    def _speaker(self, ended: Callable[[Speaker], None]) -> Speaker:
+        return Speaker(self.config, self.server_state, ended)
 
     async def main_loop(self) -> None:
         self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
@@ -165,24 +169,23 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _serving(app: ASGIApp, sock: socket.socket, tls: ssl.SSLContext | None) -> AsyncIterator[asyncio.Task[None]]:
+async def _serving(face: _Face, patience: Patience) -> AsyncIterator[asyncio.Task[None]]:
     """A server at work in its thread; it ends with the block."""
-    config = _Config(
-        app,
-        http=_Protocol,
+    config = uvicorn.Config(
+        Counted(face.app),
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="warning",
+        log_level="error",  # its warnings are about what strangers send: they could fill the log
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        # Connections are bounded elsewhere; this bounds the requests that go on although their callers are gone.
+        limit_concurrency=2 * MAX_CONNECTIONS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    config.context = tls
-    server = _Server(config)
-    running = asyncio.create_task(asyncio.to_thread(server.run, [sock]))
+    server = _Server(config, face, patience)
+    running = asyncio.create_task(asyncio.to_thread(server.run, [face.listener]))
     try:
         yield running
     finally:

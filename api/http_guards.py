@@ -22,13 +22,15 @@ log = logging.getLogger(__name__)
 _METHODS = {"GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"}
 _REFUSALS = {401: "token", 403: "user", 413: "size", 429: "rate"}
 
+LONGEST_WORDS = 200
+"""Characters of a request that the journal keeps."""
 PEER = "peer:"
 """What the client's name begins with where it came by a Unix socket: its process and user follow."""
 
 
 def asker(request: Request) -> Asker:
     """Who makes the request, for the journal: of a local one the process and user, else the address."""
-    words = f"HTTP {request.method} {quote(request.url.path, safe='/:')}"
+    words = f"HTTP {request.method} {quote(request.url.path, safe='/:')}"[:LONGEST_WORDS]
     host = request.client.host if request.client else None
     if host and host.startswith(PEER):
         pid, _, uid = host.removeprefix(PEER).partition(",")
@@ -104,12 +106,33 @@ class LocalUsers:
         await problem(403, "forbidden", "Forbidden", detail)(scope, receive, send)
 
 
+class SameOrigin:
+    """Refuses what a page of another site makes a browser send (403); the console's own requests and programs pass.
+
+    A browser shows its user's certificate to whatever a page asks for. It says where the page is from.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        own = f"{scope.get('scheme')}://{headers.get('host', '')}"
+        foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if scope["type"] != "http" or not (foreign or headers.get("origin", own) != own):
+            await self._app(scope, receive, send)
+            return
+        detail = "a page of another site may not use this gateway"
+        await problem(403, "forbidden", "Forbidden", detail)(scope, receive, send)
+
+
 class BearerToken:
     """Lets only requests with the right ``Authorization: Bearer`` pass (RFC 6750); all others get 401."""
 
     def __init__(self, app: ASGIApp, tokens: TokenFile) -> None:
         self._app = app
         self._tokens = tokens
+        self._said = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
@@ -128,7 +151,10 @@ class BearerToken:
         try:
             token = self._tokens.read()
         except CannotListen as error:
-            log.error("requests over TCP are refused: %s", error)
+            if self._said != str(error):  # once, however often somebody calls
+                log.error("requests over TCP are refused: %s", error)
+            self._said = str(error)
             return False
+        self._said = ""
         right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token)
         return scheme.lower() == "bearer" and right

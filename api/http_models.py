@@ -30,7 +30,8 @@ from rules.state import (
     SetUp,
     Step,
 )
-from rules.tc import DeleteTc, SetTc, tc_text
+from rules.tc import DeleteTc, SetTc
+from rules.tc_text import tc_text
 
 PROBLEM_JSON = "application/problem+json"
 

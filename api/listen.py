@@ -13,6 +13,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 METRICS_LISTEN = "NATGW_METRICS_LISTEN"
+GONE_MILLISECONDS = 60_000
+"""A caller that acknowledges nothing for so long, or takes nothing, is gone, whatever the connection waits for."""
 _SIOCGIFCONF = 0x8912
 _IFREQ = 40  # bytes of a struct ifreq on 64-bit machines: a name of 16, a sockaddr_in, padding
 
@@ -22,26 +24,20 @@ class CannotListen(OSError):
 
 
 class TokenFile:
-    """A file that holds a bearer token; read again whenever it changes."""
+    """A file that holds a bearer token; read for every request, for a file's times do not tell every change."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int, int] | None = None
-        self._token = b""
 
     def read(self) -> bytes:
         """The token; raises CannotListen where the file is unreadable or empty."""
         try:
-            stat = self._path.stat()
-            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            if seen != self._seen:
-                self._token = self._path.read_bytes().strip()
-                self._seen = seen
+            token = self._path.read_bytes().strip()
         except OSError as error:
             raise CannotListen(f"the token file {self._path} cannot be read: {error.strerror}") from error
-        if not self._token:
+        if not token:
             raise CannotListen(f"the token file {self._path} is empty")
-        return self._token
+        return token
 
 
 def parse_listen(listen: str, name: str = "NATGW_LISTEN") -> tuple[str, int]:
@@ -77,19 +73,20 @@ ANYWHERE = "yes-I-know"
 """What NATGW_LISTEN_ANYWHERE must say."""
 
 
-def check_place(listen: str, reached: Collection[str]) -> None:
+def check_place(listen: str, reached: Collection[str], name: str = "NATGW_LISTEN") -> None:
     """Refuse (CannotListen) all addresses at once, and those of the interfaces that tenants and outsiders reach."""
-    host, _ = parse_listen(listen)
+    host, _ = parse_listen(listen, name)
     unless = f"unless NATGW_LISTEN_ANYWHERE={ANYWHERE}"
     if ip_address(host).is_unspecified:
-        raise CannotListen(
-            f"NATGW_LISTEN={listen} is every address, those that tenants reach as well: refused {unless}"
-        )
-    for interface, address in own_addresses():
-        if address == str(ip_address(host)) and interface in reached:
-            raise CannotListen(
-                f"NATGW_LISTEN={listen} is on {interface}, where tenants or outsiders call: refused {unless}"
-            )
+        raise CannotListen(f"{name}={listen} is every address, those that tenants reach as well: refused {unless}")
+    if (interface := interface_of(host)) in reached:
+        raise CannotListen(f"{name}={listen} is on {interface}, where tenants or outsiders call: refused {unless}")
+
+
+def interface_of(host: str) -> str | None:
+    """The interface that has this address; None for none, or all."""
+    wanted = ip_address(host)
+    return next((interface for interface, address in own_addresses() if ip_address(address) == wanted), None)
 
 
 def own_addresses() -> Iterator[tuple[str, str]]:
@@ -109,7 +106,11 @@ def own_addresses() -> Iterator[tuple[str, str]]:
 
 
 def tcp_socket(listen: str, name: str = "NATGW_LISTEN") -> socket.socket:
-    """A bound TCP socket; raises CannotListen when the address is not ours or taken."""
+    """A listening TCP socket; raises CannotListen when the address is not ours or taken.
+
+    It hears only what comes in by the interface that has the address. To Linux an address is the whole host's: a tenant
+    whose packets the gateway forwards could send them to an address of its third interface as well.
+    """
     host, port = parse_listen(listen, name)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio sets TCP_NODELAY: without it every answer waits 40 ms for a delayed ACK.
@@ -120,6 +121,9 @@ def tcp_socket(listen: str, name: str = "NATGW_LISTEN") -> socket.socket:
             # [::] is all IPv6 addresses, not IPv4 as well: never wider than asked.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
+        if interface := interface_of(host):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GONE_MILLISECONDS)  # of each connection, too
         sock.listen()  # callers can connect from now on, however long the server takes to start
     except OSError as error:
         sock.close()

@@ -12,6 +12,7 @@ import gc
 import importlib
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -26,8 +27,9 @@ from typing import TextIO
 from pydantic import ValidationError
 
 from api import execbalancer
+from api.directories import own
 from api.execserver import ExecServer
-from api.listen import check_listen, check_place
+from api.listen import METRICS_LISTEN, check_listen, check_place
 from api.logs import log_to
 from api.settings import BadSetting, Settings, interfaces_file
 from api.watching import Watching
@@ -59,6 +61,9 @@ from rules.spec import Interfaces
 
 log = logging.getLogger("natgw")
 
+DESCRIPTORS = 8192
+"""Open files: callers that stall on one face must leave some for the others. Many systems give 1024 unless asked."""
+
 
 class AlreadyRunning(Exception):
     """Another daemon holds the run directory."""
@@ -79,7 +84,11 @@ def main() -> int:
     try:
         settings = Settings.from_environment(os.environ)
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        told = [line for path in (settings.run_dir, settings.state_dir) if path.exists() for line in own(path)]
         log_to(settings.run_dir / "natgw.log", settings.log)
+        for line in told:
+            log.warning("%s", line)
+        _more_descriptors()
         _check_listening(settings)  # before anything starts, not in the midst of it
         with _only_one(settings.run_dir):
             asyncio.run(_serve(settings))
@@ -89,16 +98,26 @@ def main() -> int:
     return 0
 
 
+def _more_descriptors() -> None:
+    """Raise the soft limit of open files, as far as the hard one allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < DESCRIPTORS:
+        wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _check_listening(settings: Settings) -> None:
     """Refuse to start where the daemon is asked to listen for whom it must not; raises CannotListen."""
-    if not settings.listen:
-        return
-    check_listen(settings.listen, settings.token_file, mutual_tls=settings.exposure.mutual)
-    if settings.exposure.tls:
-        settings.exposure.tls.load()
-    sides = _interfaces(settings) or Interfaces()
-    if not settings.exposure.anywhere:
-        check_place(settings.listen, (sides.vpc, sides.external))
+    if settings.listen:
+        check_listen(settings.listen, settings.token_file, mutual_tls=settings.exposure.mutual)
+        if settings.exposure.tls:
+            settings.exposure.tls.load()
+    sides = _interfaces(settings)
+    places = {"NATGW_LISTEN": settings.listen, METRICS_LISTEN: settings.metrics_listen}
+    for name, place in places.items():
+        if place and not settings.exposure.anywhere:
+            # While nobody has named the two sides, the face looks again at every connection.
+            check_place(place, (sides.vpc, sides.external) if sides else (), name)
 
 
 def _only_one(run_dir: Path) -> TextIO:

@@ -1,17 +1,18 @@
-"""How often callers may call over TCP: a token bucket for each address, and no memory that callers could fill."""
+"""How often callers may call over TCP: a token bucket for each caller, and no memory that callers could fill."""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http_problems import problem
 
 CALLERS = 1024
-"""So many addresses are remembered; who called longest ago is forgotten first."""
+"""So many callers are remembered; who called longest ago is forgotten first."""
 
 
 class Buckets:
@@ -32,6 +33,18 @@ class Buckets:
         return wait
 
 
+def network(address: str) -> str:
+    """By what callers are told apart: an IPv4 address, or the /64 within which an IPv6 host takes any it likes."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    mapped = parsed.ipv4_mapped
+    return str(mapped) if mapped else str(ip_network((int(parsed) >> 64 << 64, 64)))
+
+
 class RateLimit:
     """Answers 429 to callers that call more often than the buckets allow, before anything else is looked at."""
 
@@ -39,7 +52,7 @@ class RateLimit:
         self._app, self._buckets, self._clock = app, buckets, clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wait = self._buckets.take(str((scope.get("client") or ("",))[0]), self._clock())
+        wait = self._buckets.take(network(str((scope.get("client") or ("",))[0])), self._clock())
         if not wait or scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -23,7 +23,10 @@ class TlsFiles:
     def load(self) -> ssl.SSLContext:
         """What a connection needs, from the files as they are now; raises CannotListen."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # Nobody resumes a session: its caller would be let in without showing a certificate, whose authority may have
+        # been withdrawn meanwhile. TLS 1.2 resumes by numbers that OpenSSL remembers, too, which Python cannot forbid.
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0
         try:
             context.load_cert_chain(self.cert, self.key)
             if self.client_ca is not None:

@@ -67,6 +67,7 @@ def serving(
     listen: str | None = None,
     token_file: Path | None = None,
     exposure: Exposure = Exposure(),  # noqa: B008 -- frozen
+    **more: Any,
 ) -> Iterator[None]:
     """``serve_http`` in a loop of its own, answering; stopped at the end, which it must obey."""
     loop = asyncio.new_event_loop()
@@ -75,7 +76,8 @@ def serving(
 
     def run() -> None:
         try:
-            loop.run_until_complete(serve_http(made.service, run_dir, listen, token_file, stop, exposure=exposure))
+            face = serve_http(made.service, run_dir, listen, token_file, stop, exposure=exposure, **more)
+            loop.run_until_complete(face)
         except BaseException as error:  # noqa: BLE001 -- raised again where the test ends
             failed.append(error)
 
@@ -95,8 +97,8 @@ def serving(
 
 def wait_until_answering(path: Path, thread: threading.Thread) -> None:
     while thread.is_alive():
-        with contextlib.suppress(OSError, httpx.TransportError):
-            if unix(path).get("/healthz").status_code == 200:
+        with contextlib.suppress(OSError, httpx.TransportError), unix(path) as client:
+            if client.get("/healthz").status_code == 200:
                 return
         thread.join(timeout=0.02)
 

@@ -117,9 +117,10 @@ class SameOrigin:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        own = f"{scope.get('scheme')}://{headers.get('host', '')}"
-        foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-        if scope["type"] != "http" or not (foreign or headers.get("origin", own) != own):
+        origin = headers.get("origin")
+        foreign = origin is not None and origin.partition("://")[2] != headers.get("host", "")
+        foreign = foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if scope["type"] != "http" or not foreign:
             await self._app(scope, receive, send)
             return
         detail = "a page of another site may not use this gateway"

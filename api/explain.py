@@ -7,13 +7,16 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from rules.fields import InterfaceName, IPv4, Port
 from rules.flows import Flow, FlowFilter
 from rules.iptables import render_rule
 from rules.mending import Fault
+from rules.packet import Packet
+from rules.routing import Host, route
 from rules.share import services_of
-from rules.spec import InterfaceName, Interfaces, IPv4, Part, Port
+from rules.spec import Interfaces, Part
 from rules.story import Line, Reading, packet_of, tell
-from rules.trace import Host, Packet, Verdict, route, trace
+from rules.trace import Verdict, trace
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
 

@@ -17,9 +17,11 @@ import logging
 import socket
 import ssl
 import struct
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any, Literal
 
 from uvicorn import Config
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 ACCEPTED_AT_ONCE = 64
 DISPLACED_SHARE = 16
 """The part (one in so many) that gives way at once: a crowd then costs one look at all for so many new ones."""
+LOOK_SECONDS = 0.5
 LATE_SECONDS = 2.0
 """Looks that are further apart mean that this loop was busy, which no caller answers for."""
 _UCRED = struct.Struct("3i")
@@ -57,7 +60,10 @@ class Patience:
 
 
 class Speaker(H11Protocol):
-    """HTTP on one connection: it knows for whom it waits, and which process calls by a Unix socket."""
+    """HTTP on one connection: it knows for whom it waits, and which process calls by a Unix socket.
+
+    It writes the Date header when it is needed.
+    """
 
     def __init__(self, config: Config, state: ServerState, ended: Callable[[Speaker], None]) -> None:
         super().__init__(config, state, {})
@@ -69,6 +75,11 @@ class Speaker(H11Protocol):
         super().connection_made(transport)
         if credentials := _credentials(transport.get_extra_info("socket")):
             self.client = (f"{PEER}{credentials[0]},{credentials[1]}", 0)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came."""
+        self.server_state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is over."""
@@ -103,8 +114,8 @@ class _Connection:
 class Connections:
     """Accepts the connections of ``listener`` and has a speaker made for each, at most ``most`` at a time.
 
-    While ``admits`` says no, each is closed at once. For one event loop, whose owner calls ``look`` about twice a
-    second. Stands where uvicorn has an ``asyncio.Server``.
+    While ``admits`` says no, each is closed at once. For one event loop, which it wakes up twice a second while there
+    are any, and not at all while there are none. Stands where uvicorn has an ``asyncio.Server``.
     """
 
     listener: socket.socket
@@ -117,11 +128,11 @@ class Connections:
     _accepting: bool = False
     _closed: bool = False
     _looked: float = 0.0
+    _looking: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Accept from now on."""
         self._loop = asyncio.get_running_loop()
-        self._looked = self._loop.time()
         self.listener.setblocking(False)
         self.listener.listen(self.most)
         self._resume()
@@ -131,14 +142,21 @@ class Connections:
         self._pause()
         self._closed = True
 
+    def _watch(self) -> None:
+        """See to it that there will be a look."""
+        if self._looking is None:
+            self._looked = self._loop.time()
+            self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
+
     async def wait_closed(self) -> None:
         """End the handshakes that are under way."""
         for connection in self._open.values():
             if connection.opening is not None:
                 connection.opening.cancel()
 
-    def look(self) -> None:
+    def _look(self) -> None:
         """Cut connections whose callers were waited for long enough, and accept again if that was not possible."""
+        self._looking = None
         now = self._loop.time()
         late = max(0.0, now - self._looked - LATE_SECONDS)
         self._looked = now
@@ -149,6 +167,8 @@ class Connections:
                 self._cut(speaker, "slow")
         if len(self._open) < self.most or any(connection.wait for connection in self._open.values()):
             self._resume()
+        if self._open or not (self._accepting or self._closed):
+            self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def _wait(self, speaker: Speaker, connection: _Connection, now: float) -> tuple[Wait, object] | None:
         wait = speaker.waits()
@@ -157,6 +177,7 @@ class Connections:
         return wait
 
     def _accept(self) -> None:
+        self._watch()
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 sock, address = self.listener.accept()

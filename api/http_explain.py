@@ -22,7 +22,7 @@ from api.http_problems import bad_field
 from api.state import State, read_now, state_of
 from gateway.service import Service
 from rules.edit import NotInitialized
-from rules.spec import InterfaceName
+from rules.fields import InterfaceName
 from rules.surroundings import Surroundings
 
 _EXPLAIN: Responses = {

@@ -17,24 +17,9 @@ from api.http_models import NOT_THERE, WRITE_PROBLEMS, Result
 from api.http_problems import bad_field
 from gateway.service import Edit, Service
 from rules.edit import NotInitialized, checked
+from rules.fields import Direction, InterfaceName, IPv4, Port, Protocol
 from rules.keyed import Keyed
-from rules.spec import (
-    Direction,
-    Dnat,
-    Eip,
-    EipLimit,
-    Fip,
-    GatewaySpec,
-    InterfaceLimit,
-    InterfaceName,
-    IPv4,
-    Part,
-    Port,
-    Protocol,
-    Route,
-    SharedDnat,
-    Snat,
-)
+from rules.spec import Dnat, Eip, EipLimit, Fip, GatewaySpec, InterfaceLimit, Part, Route, SharedDnat, Snat
 
 Key = Any
 

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from gateway.standing import Outcome
-from rules.iptables import render_rule
+from rules.iptables import rule_text
 from rules.maps import script as map_script
 from rules.nft import command_lines
 from rules.ruleset import ChainEdit, DeleteChain, DeleteRule, InsertRule, NewChain, ReplaceRules
@@ -30,7 +30,8 @@ from rules.state import (
     SetUp,
     Step,
 )
-from rules.tc import DeleteTc, SetTc, tc_text
+from rules.tc import DeleteTc, SetTc
+from rules.tc_text import tc_text
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -263,14 +264,14 @@ def _edit(table: str, edit: ChainEdit) -> ChainEditModel:
         case DeleteChain():
             return ChainEditModel(edit="delete-chain", chain=chain, text=f"{command} -X {chain}")
         case InsertRule(_, index, rule):
-            body = render_rule(rule)
+            body = rule_text(rule)
             text = f"{command} -I {chain} {index + 1} {body}"
             return ChainEditModel(edit="insert-rule", chain=chain, position=index + 1, rules=(body,), text=text)
         case DeleteRule(_, index, rule):
-            body = render_rule(rule)
+            body = rule_text(rule)
             text = f"{command} -D {chain} {body}"
             return ChainEditModel(edit="delete-rule", chain=chain, position=index + 1, rules=(body,), text=text)
         case ReplaceRules(_, rules):
-            bodies = tuple(render_rule(rule) for rule in rules)
+            bodies = tuple(rule_text(rule) for rule in rules)
             text = f"{command} -F {chain}, then {len(bodies)} rules"
             return ChainEditModel(edit="replace-rules", chain=chain, rules=bodies, text=text)

@@ -10,13 +10,16 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gateway
 from gateway import meters
 from gateway.service import Service
-from rules.spec import GatewaySpec
+from rules.appliance import Spec
+from rules.spec import Dnat, Eip, Fip, GatewaySpec, SharedDnat, Snat
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +43,19 @@ class Watching:
         self._path = run_dir / SOCKET_NAME
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
+        self._news: list[Change] = []
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin; what goes wrong is logged and tried again, for a gateway works without being watched."""
-        self._service.tell(lambda: self._loop.call_soon_threadsafe(self._changed.set))
+        self._service.tell(self._note)
         self._task = asyncio.create_task(self._keep())
+
+    def _note(self, old: Spec | None, new: Spec) -> None:
+        """A change of the spec, in the writer's thread."""
+        change = Change.between(old, new)
+        self._loop.call_soon_threadsafe(self._news.append, change)
+        self._loop.call_soon_threadsafe(self._changed.set)
 
     async def close(self) -> None:
         """End the watcher and wait for it."""
@@ -101,12 +111,15 @@ class Watching:
     async def _tell(self, watcher: asyncio.subprocess.Process) -> None:
         assert watcher.stdin is not None
         with contextlib.suppress(ConnectionError):  # it has ended, which its parent sees
+            self._news.clear()  # in the spec that stands
+            watcher.stdin.write(await asyncio.to_thread(objects, self._service.spec))
             while True:
-                self._changed.clear()
-                watcher.stdin.write(objects(self._service.spec))
                 await watcher.stdin.drain()
                 await asyncio.sleep(PAUSE_SECONDS)
                 await self._changed.wait()
+                self._changed.clear()
+                news, self._news = self._news, []
+                watcher.stdin.write(await asyncio.to_thread(_lines, news))
 
 
 async def _end(watcher: asyncio.subprocess.Process) -> None:
@@ -137,17 +150,54 @@ def _log_target() -> Iterator[int | None]:
         os.close(target)
 
 
+_Parts = tuple[Iterable[Eip], Iterable[Fip], Iterable[Dnat], Iterable[SharedDnat], Iterable[Snat]]
+_NOTHING: _Parts = ((), (), (), (), ())
+
+
+@dataclass(frozen=True)
+class Change:
+    """What left a spec and what came to it; being told of it twice does no harm."""
+
+    gone: _Parts
+    new: _Parts
+
+    @classmethod
+    def between(cls, old: Spec | None, new: Spec) -> Change:
+        """In the time that the change itself takes, however much stays."""
+        was = old if isinstance(old, GatewaySpec) else GatewaySpec()
+        now = new if isinstance(new, GatewaySpec) else GatewaySpec()
+        _, *eips = now.eips.since(was.eips)
+        _, *fips = now.fips.since(was.fips)
+        _, *dnats = now.dnats.since(was.dnats)
+        _, *shared = now.shared_dnats.since(was.shared_dnats)
+        _, *snats = now.snats.since(was.snats)
+        gone, came = zip(eips, fips, dnats, shared, snats, strict=True)
+        return cls(gone, came)
+
+    @property
+    def line(self) -> bytes:
+        """The line that tells the watcher."""
+        return _line({"gone": _said(self.gone), "new": _said(self.new)})
+
+
+def _lines(news: Iterable[Change]) -> bytes:
+    return b"".join(change.line for change in news)
+
+
 def objects(spec: GatewaySpec | None) -> bytes:
-    """The line that tells the watcher of a spec."""
-    if spec is None:
-        return b'{"eips":[],"fips":[],"dnats":[],"snats":[]}\n'
-    said = {
-        "eips": [eip.ip for eip in spec.eips],
-        "fips": [(fip.eip, fip.internal_ip) for fip in spec.fips],
-        "dnats": [
-            *((*dnat.key, False) for dnat in spec.dnats),
-            *((*dnat.key, True) for dnat in spec.shared_dnats),
-        ],
-        "snats": [snat.key for snat in spec.snats],
+    """The line that tells the watcher of a whole spec."""
+    return _line(_said((spec.eips, spec.fips, spec.dnats, spec.shared_dnats, spec.snats) if spec else _NOTHING))
+
+
+def _said(parts: _Parts) -> dict[str, Any]:
+    eips, fips, dnats, shared, snats = parts
+    return {
+        "eips": [eip.ip for eip in eips],
+        "fips": [(fip.eip, fip.internal_ip) for fip in fips],
+        "dnats": [*((*dnat.key, False) for dnat in dnats), *((*dnat.key, True) for dnat in shared)],
+        "snats": [snat.key for snat in snats],
     }
+
+
+def _line(said: dict[str, Any]) -> bytes:
     return json.dumps(said, separators=(",", ":")).encode() + b"\n"

@@ -44,7 +44,8 @@ from rules.state import (
     SetUp,
     Vrf,
 )
-from rules.tc import IfbKey, Objects, TcStep, apply_tc, tc_text
+from rules.tc import IfbKey, Objects, TcStep, apply_tc
+from rules.tc_text import tc_text
 
 Fault = Callable[[str], None]
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from threading import Condition
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -27,7 +26,7 @@ from pydantic import Field
 
 from gateway.ports import Clock
 from rules.appliance import Spec
-from rules.changes import Change, changes, summary, touched
+from rules.changes import Change, first, summary, touched
 from rules.spec import Part
 from rules.state import EditTable, Plan
 
@@ -134,18 +133,17 @@ class Journal:
         by: Asker | str,
         what: str = "",
         *,
-        changed: Iterable[Change] = (),
+        changed: tuple[Sequence[Change], int] = ((), 0),
         level: int = logging.INFO,
         **more: Any,
     ) -> Event:
         """Keep one event, tell the readers, and write its line to the log at ``level``.
 
-        Without ``what``, the sentence is made from the changes. ``more`` are other fields of ``Event``.
+        Without ``what``, the sentence is made from the changes: those listed, and how many more there are. ``more`` are
+        other fields of ``Event``.
         """
         asker = Asker(by) if isinstance(by, str) else by
-        rest = iter(changed)
-        listed = tuple(islice(rest, DETAILED))
-        left = sum(1 for _ in rest)
+        listed, left = changed
         event = Event(
             id=0,
             at=self._clock.time(),
@@ -155,7 +153,7 @@ class Journal:
             uid=asker.uid,
             client=asker.client,
             what=what or summary(listed, left),
-            changes=listed,
+            changes=tuple(listed),
             more=left,
             **more,
         )
@@ -181,12 +179,12 @@ class Journal:
         seconds: float | None = None,
     ) -> Event:
         """Record what was done: by its objects or, where none changed, by what was written."""
-        listed = list(changes(old, new))
+        changed = first(DETAILED, old, new)
         return self.record(
             kind,
             by,
-            "" if listed else touched(plan),
-            changed=listed,
+            "" if changed[0] else touched(plan),
+            changed=changed,
             steps=sum(len(step.edits) if isinstance(step, EditTable) else 1 for step in plan.steps),
             flows_deleted=flows_deleted,
             announced=announced[:DETAILED],

@@ -31,6 +31,7 @@ from rules.state import Actual
 from rules.surroundings import Surroundings
 
 Edit = Callable[[GatewaySpec | None], GatewaySpec]
+Told = Callable[[Spec | None, Spec], object]
 BalancerEdit = Callable[[LoadBalancerSpec | None], LoadBalancerSpec]
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class Service:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._look_queued = threading.Event()
-        self._told: list[Callable[[], object]] = []
+        self._told: list[Told] = []
 
     # --- any thread ---------------------------------------------------------------------------------------
 
@@ -161,8 +162,11 @@ class Service:
             self._look_queued.set()
             self._jobs.put("look")
 
-    def tell(self, changed: Callable[[], object]) -> None:
-        """Call ``changed``, in the writer's thread, after every change of the spec; it must not block or raise."""
+    def tell(self, changed: Told) -> None:
+        """Call ``changed``, in the writer's thread, with the spec before and after every change of it.
+
+        It must not block or raise.
+        """
         self._told.append(changed)
 
     def close(self) -> None:
@@ -271,9 +275,9 @@ class Service:
         else:
             job.future.set_result(outcome)
 
-    def _spec_changed(self) -> None:
+    def _spec_changed(self, old: Spec | None, new: Spec) -> None:
         for told in self._told:
-            told()
+            told(old, new)
 
 
 def _unchanged(spec: Spec | None) -> Spec:

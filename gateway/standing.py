@@ -16,7 +16,7 @@ from gateway import meters, transaction
 from gateway.chase import Chase
 from gateway.drift import LOOK_SHARE, Drift, Look
 from gateway.follow import Announcing, Followers
-from gateway.journal import Asker, Journal
+from gateway.journal import DETAILED, Asker, Journal
 from gateway.ports import Clock, Refused
 from gateway.status import (
     ArpStatus,
@@ -32,7 +32,8 @@ from gateway.store import Store, Stored
 from gateway.transaction import Done, Kernel
 from rules.advice import warnings
 from rules.appliance import OtherAppliance, Spec, adopt
-from rules.changes import changes
+from rules.changes import first
+from rules.chase import concerns
 from rules.desired import Facts, without_maps
 from rules.differences import differences
 from rules.edit import Conflict, NotInitialized
@@ -79,7 +80,7 @@ class Change:
 class Standing:
     """The state of one namespace's gateway. The writer's thread alone changes it; any thread may read its attributes.
 
-    ``changed`` is called after every change of the spec; it must not block or raise.
+    ``changed`` is called with the spec before and after every change of it; it must not block or raise.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Standing:
         version: str,
         drift: Drift,
         journal: Journal,
-        changed: Callable[[], object],
+        changed: Callable[[Spec | None, Spec], object],
     ) -> None:
         self._kernel = kernel
         self._announcer = announcer
@@ -246,12 +247,12 @@ class Standing:
         if done.plan or new != old:
             self._generation += 1
         self._note_fastpath(new, done.actual)
-        self._note_behind(behind=done.behind)
+        self._note_behind(behind=done.later and (self._chase.behind or concerns(old, new)))
         meters.TRANSACTION_STEPS.add(amount=len(done.plan.steps))
         if new != old:
             self.spec = new
             self._followers.changed(old, new)
-            self._changed()
+            self._changed(old, new)
         announced = self._followers.announce(new, done.actual, asked)
         self._followers.save(Stored(new, self.facts.claimed))
         return announced
@@ -312,7 +313,7 @@ class Standing:
         if spec is None:
             return None
         said = "no stored spec: it is read from the kernel's own rules"
-        self._journal.record("adopted", "gateway", said, changed=changes(None, spec))
+        self._journal.record("adopted", "gateway", said, changed=first(DETAILED, None, spec))
         # What the CNI gave a load balancer's pod stays the CNI's: there is no verb that takes it away.
         eips = {AddressKey(spec.interfaces.external, e.address) for e in spec.eips if isinstance(spec, GatewaySpec)}
         return Stored(spec, frozenset(key for key, ours in actual.addresses.items() if key in eips and not ours))

@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 
 from gateway.ports import Around, Firewall, Flows, Links, LinksReading, Maps, Moved, Nft, Refused, Shaper
 from rules.appliance import Spec, desired
-from rules.chase import lags, may_follow
 from rules.delta import delta, touched_tables, touches_links, touches_maps, touches_nft, touches_tc, undo
 from rules.desired import Facts
 from rules.nft import NftTable
@@ -80,8 +79,8 @@ class Done:
 
     plan: Plan
     actual: Actual
-    behind: bool = False
-    """Whether chains are still to follow the maps."""
+    later: bool = False
+    """Whether chains were not looked at, for they may follow the maps."""
 
 
 def read(kernel: Kernel, *, anew: bool = False) -> Actual:
@@ -138,10 +137,12 @@ def apply(kernel: Kernel, spec: Spec, facts: Facts, *, follow: bool = False) -> 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
 
+    later = follow
+
     def planned(actual: Actual) -> Plan:
-        wanted = _wanted(spec, facts, actual)
-        if follow and (later := may_follow(wanted, actual)):
-            wanted = replace(wanted, chains={ref: rules for ref, rules in wanted.chains.items() if ref not in later})
+        nonlocal later
+        wanted = _wanted(spec, replace(facts, follow=later), actual)
+        later = bool(wanted.later)  # once they were looked at, they are verified, too
         left = delta(wanted, actual)
         if not left and kernel.memory:
             kernel.memory.share(wanted.chains)
@@ -149,8 +150,7 @@ def apply(kernel: Kernel, spec: Spec, facts: Facts, *, follow: bool = False) -> 
             kernel.maps.share(wanted.maps)
         return left
 
-    done = converge(kernel, planned)
-    return replace(done, behind=lags(_wanted(spec, facts, done.actual), done.actual)) if follow else done
+    return replace(converge(kernel, planned), later=later)
 
 
 def converge(kernel: Kernel, planned: Callable[[Actual], Plan]) -> Done:

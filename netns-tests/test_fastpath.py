@@ -27,10 +27,12 @@ from gateway.transaction import Kernel
 from rules.desired import Facts, without_maps
 from rules.flows import IP_PROTOCOLS, FlowFilter
 from rules.maps import MISSED
+from rules.packet import Packet
+from rules.routing import Host
 from rules.share import services
 from rules.spec import GatewaySpec, Interfaces, Route
 from rules.state import Actual
-from rules.trace import Fate, Host, Packet, trace
+from rules.trace import Fate, trace
 
 ON, OFF = Facts(), Facts(fastpath="off")
 OUTSIDE = ["203.0.113.7", "198.51.100.9"]

@@ -9,7 +9,7 @@ import pytest
 from netns import Namespace, require
 from specs import random_spec
 
-from gateway.kernel import maps
+from gateway.kernel import maps, netlink
 from gateway.kernel.generation import Generation
 from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
@@ -234,3 +234,19 @@ def test_a_kernel_or_an_nft_that_cannot_do_it_says_so(inside: Namespace, monkeyp
     assert inside.run("nft", "list", "tables") == ""
     monkeypatch.setenv("PATH", "/nowhere")
     assert KernelMaps("legacy", Generation()).read().hindrance == "nft is not installed"
+
+
+def test_what_is_not_there_is_asked_for_without_giving_up_the_socket(
+    driver: KernelMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the socket the kernel gives back what was deleted before, and waits for it: 10 ms of every deletion."""
+    driver.commit(tuple(fastpath.edits(STANDING, driver.read().table)))
+    driver.read()
+    opened: list[int] = []
+    real = netlink._open
+    monkeypatch.setattr(netlink, "_open", lambda protocol: opened.append(protocol) or real(protocol))
+    for _ in range(3):
+        driver.commit((DropEntry(FIP),))
+        driver.commit((AddEntry(FIP, ("10.0.1.1", 0)),))
+    assert driver.read().table == STANDING
+    assert opened == []

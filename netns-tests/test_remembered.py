@@ -6,11 +6,12 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from netns import Namespace, require, veth
 
-from gateway.kernel import subscription
+from gateway.kernel import restore, subscription
 from gateway.kernel.generation import Generation
 from gateway.kernel.legacy import LegacyFirewall
 from gateway.kernel.links import KernelLinks
@@ -87,6 +88,50 @@ def test_our_own_edits_need_no_second_reading(variant: str, namespace: Namespace
 
 
 @VARIANTS
+def test_nor_do_those_that_go_through_the_tool(variant: str, namespace: Namespace) -> None:
+    counted = Counted(driver(variant))
+    firewall = RememberedFirewall(counted)  # type: ignore[arg-type]
+    firewall.edit("nat", [NewChain(CHAIN)])
+    standing = firewall.read(["nat"]).chains[CHAIN]
+    counted.reads = 0
+    for wanted in (rules(*range(1, 301)), rules(*range(1, 301), 700, 701), rules(*range(2, 301, 2)), ()):
+        firewall.edit("nat", list(chain_edits(CHAIN, standing, wanted)))
+        standing = wanted
+        assert firewall.read(["nat"]).chains[CHAIN] == wanted
+        assert driver(variant).read(["nat"]).chains[CHAIN] == wanted
+    assert counted.reads == 0
+
+
+def test_others_wait_while_the_tool_works_and_are_noticed(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(LegacyFirewall())
+    firewall = RememberedFirewall(counted)  # type: ignore[arg-type]
+    firewall.edit("nat", [NewChain(CHAIN), *chain_edits(CHAIN, (), rules(1))])
+    standing = firewall.read(["nat"]).chains[CHAIN]
+    real = restore.edit
+    waiting: list[subprocess.Popen[bytes]] = []
+
+    def with_another(*args: Any, **how: Any) -> None:
+        # A rule of equal size in the place of ours: the sizes do not tell.
+        change = "-t nat -R SHARED_DNAT 1 -d 192.168.0.10 -p tcp --dport 7 -j DNAT --to-destination 10.0.1.77:80"
+        before = firewall._driver._inner._lock.opened()  # type: ignore[attr-defined]
+        waiting.append(subprocess.Popen(["iptables-legacy", "-w", *change.split()]))
+        while firewall._driver._inner._lock.opened() == before:  # type: ignore[attr-defined]
+            assert waiting[0].poll() is None, "it has not waited"
+        real(*args, **how)
+
+    monkeypatch.setattr(restore, "edit", with_another)
+    counted.reads = 0
+    firewall.edit("nat", list(chain_edits(CHAIN, standing, rules(*range(1, 301)))))
+    assert waiting[0].wait() == 0
+    assert len(firewall.read(["nat"]).chains[CHAIN]) == 300
+    assert firewall.read(["nat"]).chains == LegacyFirewall().read(["nat"]).chains
+    assert counted.reads == 1
+
+
+@VARIANTS
+@pytest.mark.parametrize("few", [True, False])
 @pytest.mark.parametrize(
     "theirs",
     [
@@ -97,15 +142,16 @@ def test_our_own_edits_need_no_second_reading(variant: str, namespace: Namespace
     ],
 )
 def test_an_edit_for_another_state_is_refused_and_the_next_reading_shows_it(
-    variant: str, theirs: str, namespace: Namespace
+    variant: str, theirs: str, few: bool, namespace: Namespace
 ) -> None:
     firewall = RememberedFirewall(driver(variant))
     firewall.edit("nat", [NewChain(CHAIN), *chain_edits(CHAIN, (), rules(1, 2, 3))])
     standing = firewall.read(["nat"]).chains[CHAIN]
     namespace.run(f"iptables-{variant}", "-t", "nat", *theirs.split())
     now = driver(variant).read(["nat"]).chains
+    many = [InsertRule(CHAIN, 0, rule) for rule in rules(*range(1000, 1300))]
     with pytest.raises(Moved):
-        firewall.edit("nat", [DeleteRule(CHAIN, 1, standing[1])])
+        firewall.edit("nat", [DeleteRule(CHAIN, 1, standing[1]), *([] if few else many)])
     assert driver(variant).read(["nat"]).chains == now
     assert firewall.read(["nat"]).chains == now
 

@@ -80,7 +80,8 @@ from rules.state import (
     Step,
     Switch,
 )
-from rules.tc import TcStep, apply_tc, tc_text
+from rules.tc import TcStep, apply_tc
+from rules.tc_text import tc_text
 
 Chains = Mapping[ChainRef, Rules]
 K = TypeVar("K")

@@ -1,15 +1,15 @@
 """What one change did, in words and as data: the objects that came, went or became others. Pure.
 
-For the journal, its log line and the HTTP face. Which objects differ is found without hashing any that stayed: an
-edit keeps the other objects as they are, so the same beginning and the same end are passed over by identity.
+For the journal, its log line and the HTTP face. Only objects between the first and the last difference are looked at
+(``Keyed.since``).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
-from operator import is_not
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -68,6 +68,17 @@ class Change(Part):
 
 def changes(old: Spec | None, new: Spec) -> Iterator[Change]:
     """What ``new`` has that ``old`` (None: nothing) has not, field by field, and the other way round."""
+    return (told() for told in _changes(old, new))
+
+
+def first(most: int, old: Spec | None, new: Spec) -> tuple[tuple[Change, ...], int]:
+    """The first so many of the changes, and how many more there are."""
+    rest = _changes(old, new)
+    listed = tuple(told() for told in islice(rest, most))
+    return listed, sum(1 for _ in rest)
+
+
+def _changes(old: Spec | None, new: Spec) -> Iterator[Callable[[], Change]]:
     before = old if type(old) is type(new) else None
     for name, info in type(new).model_fields.items():
         was, now = getattr(before, name, None), getattr(new, name)
@@ -75,9 +86,10 @@ def changes(old: Spec | None, new: Spec) -> Iterator[Change]:
             continue
         wire = info.serialization_alias or info.alias or name
         if isinstance(now, Keyed):
-            yield from _listed(wire, list(was) if isinstance(was, Keyed) else [], list(now))
+            _, gone, came = now.since(was if isinstance(was, Keyed) else Keyed())
+            yield from _listed(wire, gone, came)
         elif was != now and not (before is None and now == info.default):
-            yield _plain(wire, was, now)
+            yield partial(_plain, wire, was, now)
 
 
 def _plain(field: str, was: Any, now: Any) -> Change:
@@ -99,32 +111,28 @@ def _data(value: Any) -> Any:
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
-def _listed(field: str, was: list[Any], now: list[Any]) -> Iterator[Change]:
-    was, now = _differing(was, now)
+def _listed(field: str, was: Sequence[Any], now: Sequence[Any]) -> Iterator[Callable[[], Change]]:
     standing, wanted = {item.key: item for item in was}, {item.key: item for item in now}
     for key, item in wanted.items():
         before = standing.get(key)
         if before is None:
-            yield Change(change="added", field=field, text=str(item), value=_data(item))
+            yield partial(_came, field, item)
         elif before != item:
-            text = f"{item} (was {before})" if str(item) != str(before) else str(item)
-            yield Change(change="changed", field=field, text=text, value=_data(item), before=_data(before))
-    for key, item in standing.items():
-        if key not in wanted:
-            yield Change(change="removed", field=field, text=str(item), before=_data(item))
+            yield partial(_became, field, before, item)
+    yield from (partial(_went, field, item) for key, item in standing.items() if key not in wanted)
 
 
-def _differing(was: list[Any], now: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Both without what they begin with, and end with, alike."""
-    start = _alike(was, now)
-    was, now = was[start:], now[start:]
-    end = _alike(was[::-1], now[::-1])
-    return (was[:-end], now[:-end]) if end else (was, now)
+def _came(field: str, item: Any) -> Change:
+    return Change(change="added", field=field, text=str(item), value=_data(item))
 
 
-def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many objects both begin with."""
-    return next((i for i, differs in enumerate(map(is_not, one, other)) if differs), min(len(one), len(other)))
+def _became(field: str, before: Any, item: Any) -> Change:
+    text = f"{item} (was {before})" if str(item) != str(before) else str(item)
+    return Change(change="changed", field=field, text=text, value=_data(item), before=_data(before))
+
+
+def _went(field: str, item: Any) -> Change:
+    return Change(change="removed", field=field, text=str(item), before=_data(item))
 
 
 def summary(listed: Sequence[Change], more: int = 0) -> str:

@@ -9,8 +9,10 @@ or are being written is in place before an answer.
 from __future__ import annotations
 
 from rules import nat
+from rules.maps import MapTable
 from rules.ruleset import ChainRef
-from rules.state import Actual, Desired
+from rules.spec import Part
+from rules.state import Actual
 
 FOLLOW_ABOVE = 2000
 """Rules of all of them: a legacy table is replaced whole; up to there that takes no more than 3 ms."""
@@ -18,19 +20,19 @@ FOLLOW_ABOVE = 2000
 _DECIDED_BY_MAPS = (nat.EXCLUSIVE_DNAT, nat.SHARED_DNAT, nat.EXCLUSIVE_SNAT, nat.SHARED_SNAT, nat.HAIRPIN_SNAT)
 
 
-def may_follow(wanted: Desired, actual: Actual, above: int = FOLLOW_ABOVE) -> frozenset[ChainRef]:
+def may_follow(wanted: MapTable, actual: Actual, above: int = FOLLOW_ABOVE) -> frozenset[ChainRef]:
     """The chains of which nothing need be true yet, because the maps say it and only their entries change."""
-    maps = wanted.maps
-    if maps is None or not maps.stands or maps.damaged or actual.maps.damaged:
+    standing = actual.maps
+    if not wanted.stands or wanted.damaged or standing.damaged:
         return frozenset()
-    if (maps.chains, maps.maps) != (actual.maps.chains, actual.maps.maps):
+    if (wanted.chains, wanted.maps) != (standing.chains, standing.maps):
         return frozenset()
     chains = actual.ruleset.chains
-    standing = [ref for ref in _DECIDED_BY_MAPS if ref in chains]
-    return frozenset(standing if sum(len(chains[ref]) for ref in standing) > above else ())
+    long = [ref for ref in _DECIDED_BY_MAPS if ref in chains]
+    return frozenset(long if sum(len(chains[ref]) for ref in long) > above else ())
 
 
-def lags(wanted: Desired, actual: Actual) -> bool:
-    """Whether a chain is not yet what it shall be."""
-    chains = actual.ruleset.chains
-    return any(wanted.chains.get(ref) != chains.get(ref) for ref in _DECIDED_BY_MAPS if ref in wanted.chains)
+def concerns(old: Part | None, new: Part) -> bool:
+    """Whether a change is about what these chains say."""
+    fields = ("eips", "fips", "dnats", "snats")
+    return any(getattr(old, name, None) is not getattr(new, name, None) for name in fields)

@@ -9,6 +9,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rules.fields import (
+    AffinityTimeout,
+    Gateway4,
+    Gateway6,
+    IPv4,
+    IPv4Prefix,
+    IPv4WithPrefix,
+    Port,
+    Prefix,
+    Protocol,
+    SessionAffinity,
+)
 from rules.qos_commands import (
     EipEgressQosAdd,
     EipEgressQosDel,
@@ -17,26 +29,7 @@ from rules.qos_commands import (
     QosAdd,
     QosDel,
 )
-from rules.spec import (
-    AffinityTimeout,
-    Backend,
-    Dnat,
-    Eip,
-    Fip,
-    Gateway4,
-    Gateway6,
-    Interfaces,
-    IPv4,
-    IPv4Prefix,
-    IPv4WithPrefix,
-    Part,
-    Port,
-    Prefix,
-    Protocol,
-    Route,
-    SessionAffinity,
-    Snat,
-)
+from rules.spec import Backend, Dnat, Eip, Fip, Interfaces, Part, Route, Snat
 
 
 class Init(Part):

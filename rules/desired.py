@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rules import fastpath, nat, qos, share
+from rules.chase import may_follow
 from rules.inputguard import InputPolicy
 from rules.keyed import Keyed
 from rules.nft import NftTable
@@ -27,7 +28,8 @@ class Facts:
     ``arp``: auto, or on (never touched). ``claimed``: addresses that do not bear our mark and yet go when their EIP
     goes: another program put them up for EIPs that we adopted. ``dismissed``: prefixes whose routes on the tenant's
     side go, whoever made them, for a call has named them. ``fastpath``: off, or maps ahead of the chains wherever that
-    is possible. ``input``: what may be sent to the gateway itself; None: everything.
+    is possible. ``input``: what may be sent to the gateway itself; None: everything. ``follow``: chains that may follow
+    behind the maps (``rules.chase``) are not spoken of.
     """
 
     arp: ArpPolicy = "auto"
@@ -35,6 +37,7 @@ class Facts:
     dismissed: frozenset[str] = frozenset()
     fastpath: fastpath.Setting = "auto"
     input: InputPolicy | None = None
+    follow: bool = False
 
 
 def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
@@ -48,9 +51,11 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
         return Desired(tc=limits)
     arp_on = facts.arp == "on" or bool(spec.eips)
     external = spec.interfaces.external
-    maps = not without_maps(facts, actual)
+    on = not without_maps(facts, actual)
+    maps = fastpath.table(spec) if on else fastpath.NO_TABLE
+    later = may_follow(maps, actual) if facts.follow else frozenset()
     return Desired(
-        chains=nat.chains(spec, guard=not arp_on, maps=maps),
+        chains=nat.chains(spec, guard=not arp_on, maps=on, without=later),
         hooks=dict.fromkeys(nat.HOOKS, True),
         addresses=_addresses(spec.eips, external, actual.addresses, facts.claimed),
         routes=_routes(spec, facts, actual),
@@ -58,7 +63,8 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
         promote_secondaries={external: True},
         nft=_nft(spec, actual),
         tc=limits,
-        maps=fastpath.table(spec) if maps else fastpath.NO_TABLE,
+        maps=maps,
+        later=later,
     )
 
 

@@ -32,7 +32,8 @@ from rules.state import (
     SetUp,
     Step,
 )
-from rules.tc import DeleteTc, SetTc, tc_text
+from rules.tc import DeleteTc, SetTc
+from rules.tc_text import tc_text
 
 
 def differences(repair: Plan, actual: Actual) -> tuple[str, ...]:

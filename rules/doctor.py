@@ -12,10 +12,10 @@ from ipaddress import IPv4Interface, ip_address
 
 from rules.examination import SEVERITIES, Facts, Finding, Severity
 from rules.nat import HOOKS
+from rules.routing import Host, route
 from rules.ruleset import Foreign, Jump
 from rules.spec import GatewaySpec
 from rules.surroundings import CONNTRACK_COUNT, CONNTRACK_MAX, FORWARDING, promote_secondaries, rp_filter
-from rules.trace import Host, route
 
 MACVLAN = (
     "what net1 hangs on must let foreign MAC addresses pass: OpenStack: port security off; VMware: promiscuous mode, "

@@ -97,10 +97,17 @@ def render_rule(rule: AnyRule) -> str:
         if "\n" in rule.text or "\0" in rule.text:
             raise ValueError(f"not one line: {rule.text!r}")
         return rule.text
-    text = " ".join((*map(_match, rule.matches), _target(rule.target)))
+    text = rule_text(rule)
     if parse_rule(text) != rule:
         raise ValueError(f"not a rule that iptables-save could print: {text!r}")
     return text
+
+
+def rule_text(rule: AnyRule) -> str:
+    """As ``render_rule``, for a rule that is only to be shown."""
+    if isinstance(rule, Foreign):
+        return rule.text
+    return " ".join((*map(_match, rule.matches), _target(rule.target)))
 
 
 def _match(match: Match) -> str:  # noqa: PLR0911 -- one line a match
@@ -239,8 +246,8 @@ def _known_jumps(ref: ChainRef, rules: Iterable[AnyRule], chains: Mapping[ChainR
     """A jump to a chain that is not there is a target that we do not know."""
     for rule in rules:
         match rule:
-            case Rule(matches, Jump(chain) | Goto(chain)) if ref._replace(chain=chain) not in chains:
-                yield Foreign(" ".join((*map(_match, matches), _target(rule.target))))
+            case Rule(_, Jump(chain) | Goto(chain)) if ref._replace(chain=chain) not in chains:
+                yield Foreign(rule_text(rule))
             case _:
                 yield rule
 

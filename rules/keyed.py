@@ -47,11 +47,15 @@ class Keyed(Generic[T]):
     def put(self, item: T) -> Self:
         """The collection with ``item`` in it; an object of the same identity is replaced in place."""
         key = item.key
-        if self._items.get(key) == item:
+        standing = self._items.get(key)
+        if standing == item:
             return self
         items = self._items.copy()
         items[key] = item
-        return self._with(items)
+        made = self._with(items)
+        if standing is None:
+            made._remember(self, Splice(len(self._items), (), (item,)))
+        return made
 
     def drop(self, key: object) -> Self:
         """The collection without the object of this identity."""
@@ -72,10 +76,15 @@ class Keyed(Generic[T]):
         """What turns ``old`` into this; asked again for the same one, it is not looked for again."""
         if self is old:
             return Splice(len(self._items), (), ())
-        if self._known is None or self._known[0] is not old:
-            old._known = None  # else each version would keep all before it
-            self._known = (old, splice(tuple(old), tuple(self)))
-        return self._known[1]
+        known = self._known
+        if known is None or known[0] is not old:
+            known = self._remember(old, splice(tuple(old), tuple(self)))
+        return known[1]
+
+    def _remember(self, old: Keyed[T], how: Splice[T]) -> tuple[Keyed[T], Splice[T]]:
+        old._known = None  # else each version would keep all before it
+        self._known = known = (old, how)
+        return known
 
     def _with(self, items: dict[Any, T]) -> Self:
         other = type(self).__new__(type(self))

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from rules.desired import Facts
+from rules.fields import IPv4, IPv4WithPrefix, Port
 from rules.flows import IP_PROTOCOLS, Flow, FlowFilter
 from rules.keyed import Keyed
 from rules.ruleset import (
@@ -32,7 +33,7 @@ from rules.ruleset import (
     OutInterface,
     Rule,
 )
-from rules.spec import Interfaces, IPv4, IPv4WithPrefix, Part, Port
+from rules.spec import Interfaces, Part
 from rules.state import (
     BALANCER_TABLE,
     ROUTE_PROTOCOL,

@@ -12,11 +12,12 @@ from ipaddress import IPv4Address, IPv4Interface
 from rules.appliance import Spec
 from rules.loadbalancer import LoadBalancerSpec
 from rules.nat import ARP_GUARD
+from rules.packet import Packet
 from rules.ruleset import Foreign
 from rules.spec import Interfaces, Part
 from rules.state import Actual, RouteEntry
 from rules.surroundings import CONNTRACK_COUNT, CONNTRACK_MAX, FORWARDING, Surroundings, rp_filter
-from rules.trace import Fate, Packet
+from rules.trace import Fate
 
 
 class Fault(Part):

@@ -12,6 +12,7 @@ passes over DNAT_FILTER and SNAT_FILTER by way of MAPS_MISSED, which takes the m
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from functools import lru_cache
 
 from rules import spec
@@ -63,26 +64,32 @@ HOOKS: tuple[tuple[ChainRef, Rule], ...] = (
 _PASS_OVER = Rule((Mark(MISSED, MISSED),), Goto(MAPS_MISSED.chain))
 
 
-def chains(gateway: GatewaySpec, *, guard: bool, maps: bool = False) -> dict[ChainRef, Rules | None]:
-    """All our chains with their whole content (None: there is none).
+def chains(
+    gateway: GatewaySpec, *, guard: bool, maps: bool = False, without: Container[ChainRef] = ()
+) -> dict[ChainRef, Rules | None]:
+    """All our chains with their whole content (None: there is none), but for those in ``without``.
 
     ``guard`` while nothing may leave by the external interface; ``maps`` while maps decide ahead of the chains.
     """
     passed = (_PASS_OVER,) if maps else ()
-    external = gateway.interfaces.external
-    dnat_of_fips, snat_of_fips = exclusive(gateway.fips)
-    return {
-        MAPS_MISSED: (Rule((), SetMark(0, MISSED)),) if maps else None,
-        DNAT_FILTER: (*passed, *(Rule((), Jump(c)) for c in ("EXCLUSIVE_DNAT", "SHARED_DNAT"))),
-        EXCLUSIVE_DNAT: dnat_of_fips,
-        SHARED_DNAT: shared_dnat(gateway.dnats),
-        SNAT_FILTER: (*passed, *(Rule((), Jump(c)) for c in ("EXCLUSIVE_SNAT", "SHARED_SNAT", "HAIRPIN_SNAT"))),
-        EXCLUSIVE_SNAT: snat_of_fips,
-        SHARED_SNAT: shared_snat(gateway.snats, external),
-        HAIRPIN_SNAT: hairpin_snat(gateway.eips, gateway.interfaces.vpc),
-        VPC_MARK: (Rule((InInterface(gateway.interfaces.vpc),), SetMark(TENANT_MARK, TENANT_MARK)),),
-        ARP_GUARD: (Rule((OutInterface(external),), Drop()),) if guard else (),
+    vpc, external = gateway.interfaces.vpc, gateway.interfaces.external
+    made: dict[ChainRef, Callable[[], Rules | None]] = {
+        MAPS_MISSED: lambda: (Rule((), SetMark(0, MISSED)),) if maps else None,
+        DNAT_FILTER: lambda: (*passed, *map(_jump, ("EXCLUSIVE_DNAT", "SHARED_DNAT"))),
+        EXCLUSIVE_DNAT: lambda: exclusive(gateway.fips)[0],
+        SHARED_DNAT: lambda: shared_dnat(gateway.dnats),
+        SNAT_FILTER: lambda: (*passed, *map(_jump, ("EXCLUSIVE_SNAT", "SHARED_SNAT", "HAIRPIN_SNAT"))),
+        EXCLUSIVE_SNAT: lambda: exclusive(gateway.fips)[1],
+        SHARED_SNAT: lambda: shared_snat(gateway.snats, external),
+        HAIRPIN_SNAT: lambda: hairpin_snat(gateway.eips, vpc),
+        VPC_MARK: lambda: (Rule((InInterface(vpc),), SetMark(TENANT_MARK, TENANT_MARK)),),
+        ARP_GUARD: lambda: (Rule((OutInterface(external),), Drop()),) if guard else (),
     }
+    return {ref: rules() for ref, rules in made.items() if ref not in without}
+
+
+def _jump(chain: str) -> AnyRule:
+    return Rule((), Jump(chain))
 
 
 @once

@@ -26,8 +26,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from rules.fields import Direction
 from rules.keyed import Keyed
-from rules.spec import Direction, EipLimit, GatewaySpec, InterfaceLimit, Interfaces, Limit
+from rules.spec import EipLimit, GatewaySpec, InterfaceLimit, Interfaces, Limit
 from rules.splice import once
 from rules.tc import (
     DST,

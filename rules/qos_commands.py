@@ -6,18 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from rules.spec import (
-    PRIORITY_MAX,
-    Direction,
-    EipLimit,
-    GatewaySpec,
-    InterfaceLimit,
-    IPv4,
-    LimitIdentity,
-    Mbit,
-    MiB,
-    Part,
-)
+from rules.fields import Direction, IPv4, Mbit, MiB
+from rules.spec import PRIORITY_MAX, EipLimit, GatewaySpec, InterfaceLimit, LimitIdentity, Part
 
 
 class _EipQosAdd(Part):

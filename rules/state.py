@@ -107,6 +107,7 @@ class Desired:
 
     ``hooks`` are rules of built-in chains, wherever they stand; ``heads`` say what such a chain begins with.
     ``sysctls`` go by their paths below /proc/sys; ``masters`` say which device an interface is a port of.
+    Chains in ``later`` are only not spoken of yet, for maps decide ahead of them.
     """
 
     chains: Mapping[ChainRef, Rules | None] = field(default_factory=dict)
@@ -124,6 +125,7 @@ class Desired:
     devices: Mapping[str, Device | None] = field(default_factory=dict)
     masters: Mapping[str, str | None] = field(default_factory=dict)
     maps: MapTable | None = None
+    later: frozenset[ChainRef] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,17 @@ from typing import Literal
 
 from rules import mending
 from rules.appliance import Spec
+from rules.fields import Direction
 from rules.flows import Flow
 from rules.mending import Fault, Way
+from rules.packet import Packet
 from rules.qos import limit_for
+from rules.routing import Host, route
 from rules.ruleset import Goto, Jump, Rule
-from rules.spec import Direction, GatewaySpec, Part
+from rules.spec import GatewaySpec, Part
 from rules.state import Actual, RouteEntry
 from rules.surroundings import Neighbour, Surroundings
-from rules.trace import Fate, Host, Packet, Step, Verdict, route
+from rules.trace import Fate, Step, Verdict
 
 Topic = Literal[
     "connection", "arrival", "rules", "translation", "route", "neighbour", "bandwidth", "answers", "missing"

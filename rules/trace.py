@@ -8,10 +8,8 @@ at. Tests assert packets' fates by it; ``natgw explain`` prints it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
 from types import MappingProxyType
 from typing import Literal
 
@@ -19,6 +17,8 @@ from rules.iptables import render_rule
 from rules.maps import MISSED, Asking, EntryKey, FipIn, FipOut, Hairpin, MapTable, Missed, Ports, PrefixSnat
 from rules.maps import TABLE as MAPS
 from rules.nft import Endpoint, ServiceKey
+from rules.packet import Packet, endpoint
+from rules.routing import Host, route, within
 from rules.ruleset import (
     AnyRule,
     ChainRef,
@@ -47,55 +47,13 @@ from rules.ruleset import (
 )
 from rules.share import Service, Services
 from rules.state import (
-    DEFAULT_TABLE,
-    MAIN_TABLE,
-    USUAL_PRIORITY,
-    Actual,
-    AddressKey,
-    PolicyRule,
     RouteEntry,
-    RouteKey,
 )
 
 _NO_MAPS = MapTable()
 _SERVICES = ChainRef("ip kube-ovn", "service-ips")
 
 Verdict = Literal["forwarded", "local", "dropped", "no route"]
-
-
-@dataclass(frozen=True, slots=True)
-class Packet:
-    """An IPv4 packet on its way. ``protocol`` is tcp, udp, icmp …; ports are 0 where it has none."""
-
-    protocol: str
-    src: str
-    sport: int
-    dst: str
-    dport: int
-    in_interface: str
-    mark: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.protocol} {_endpoint(self.src, self.sport)} -> {_endpoint(self.dst, self.dport)}"
-
-
-@dataclass(frozen=True)
-class Host:
-    """What routing needs to know: own addresses, routes, whether interfaces do ARP, and rules of the routing policy.
-
-    The routes to the subnets of the own addresses need not be listed, nor the rule that asks the main table.
-    """
-
-    addresses: Iterable[AddressKey] = ()
-    routes: Mapping[RouteKey, RouteEntry] = field(default_factory=dict)
-    arp: Mapping[str, bool] = field(default_factory=dict)
-    rules: Collection[PolicyRule] = ()
-
-    @classmethod
-    def of(cls, actual: Actual) -> Host:
-        """The facts of one reading of the kernel."""
-        arp = {name: link.arp for name, link in actual.links.items()}
-        return cls(actual.addresses, actual.routes, arp, actual.policy_rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +227,7 @@ class _Walk:
         self.backends = service.backends
         address, port = service.backends[self.choice]
         self.packet = replace(self.packet, dst=address, dport=port)
-        self.steps.append(Step(_SERVICES, None, None, f"{_picked(service)}, here {_endpoint(address, port)}"))
+        self.steps.append(Step(_SERVICES, None, None, f"{_picked(service)}, here {endpoint(address, port)}"))
         return True
 
     def meet_maps(self, chain: str) -> bool:
@@ -305,7 +263,7 @@ class _Walk:
         """Give the packet what a map has for it."""
         if isinstance(rule, FipIn | Ports):
             self.packet = replace(self.packet, dst=address, dport=port or self.packet.dport)
-            what = f"destination becomes {_endpoint(self.packet.dst, self.packet.dport)}"
+            what = f"destination becomes {endpoint(self.packet.dst, self.packet.dport)}"
         else:
             self.packet = replace(self.packet, src=address)
             what = _source_becomes(
@@ -334,7 +292,7 @@ class _Walk:
                 return None
             case Dnat(address, port):
                 self.packet = replace(self.packet, dst=address, dport=self.packet.dport if port is None else port)
-                what = f"destination becomes {_endpoint(self.packet.dst, self.packet.dport)}"
+                what = f"destination becomes {endpoint(self.packet.dst, self.packet.dport)}"
             case Snat(address, random_fully):
                 self.packet = replace(self.packet, src=address)
                 what = _source_becomes(address, random_fully)
@@ -358,9 +316,9 @@ class _Walk:
     def matches(self, match: Match) -> bool:  # noqa: PLR0911 -- one line a match
         match match:
             case Source(prefix):
-                return _within(self.packet.src, prefix)
+                return within(self.packet.src, prefix)
             case Destination(prefix):
-                return _within(self.packet.dst, prefix)
+                return within(self.packet.dst, prefix)
             case InInterface(name):
                 return name == self.packet.in_interface
             case OutInterface(name):
@@ -380,66 +338,15 @@ class _Walk:
                 raise ValueError(f"no such state of a first packet: {match.state}")
 
 
-def route(host: Host, destination: str, packet: Packet | None = None) -> tuple[str, RouteEntry] | None:
-    """The longest prefix that holds the destination, and where it leads; None without one.
-
-    Rules of the routing policy choose the tables for ``packet``; without one, the main table alone is asked.
-    """
-    for table in _tables(host, packet):
-        candidates = [(prefix, entry) for prefix, entry in _all_routes(host, table) if _within(destination, prefix)]
-        if candidates:
-            return max(candidates, key=lambda found: _network(found[0]).prefixlen)
-    return None
-
-
-def _tables(host: Host, packet: Packet | None) -> Iterator[int]:
-    """The routing tables that are asked, in their order; rules that say more than we know are passed over."""
-    known = sorted(
-        (rule for rule in host.rules if rule.family == 4 and not rule.foreign and rule.table != MAIN_TABLE),
-        key=lambda rule: USUAL_PRIORITY if rule.priority is None else rule.priority,
-    )
-    for rule in known:
-        if (
-            packet is not None
-            and rule.interface in (None, packet.in_interface)
-            and (rule.source is None or _within(packet.src, rule.source))
-            and rule.table != DEFAULT_TABLE
-        ):
-            yield rule.table
-    yield MAIN_TABLE
-
-
-def _all_routes(host: Host, table: int) -> Iterator[tuple[str, RouteEntry]]:
-    for key, entry in host.routes.items():
-        if ":" not in key.prefix and key.table == table:
-            yield key.prefix, entry
-    for address in host.addresses if table == MAIN_TABLE else ():
-        if ":" not in address.address:
-            yield str(IPv4Interface(address.address).network), RouteEntry(address.interface, None)
-
-
 def _source_becomes(address: str, random_fully: bool) -> str:
     return f"source becomes {address}, " + ("any port" if random_fully else "the same port if it is free")
 
 
 def _picked(service: Service) -> str:
-    listed = ", ".join(_endpoint(*backend) for backend in service.backends)
+    listed = ", ".join(endpoint(*backend) for backend in service.backends)
     picked = f"destination becomes one of {len(service.backends)} backends at random ({listed})"
     return picked if service.affinity is None else f"{picked} unless the client came within {service.affinity} s"
 
 
 def _reversed(packet: Packet, in_interface: str) -> Packet:
     return Packet(packet.protocol, packet.dst, packet.dport, packet.src, packet.sport, in_interface)
-
-
-def _endpoint(address: str, port: int) -> str:
-    return f"{address}:{port}" if port else address
-
-
-@lru_cache(maxsize=4096)
-def _network(prefix: str) -> IPv4Network:
-    return IPv4Network(prefix)
-
-
-def _within(address: str, prefix: str) -> bool:
-    return IPv4Address(address) in _network(prefix)

@@ -18,6 +18,7 @@ from rules.apply import apply
 from rules.delta import delta
 from rules.desired import Facts, desired
 from rules.keyed import HasKey, Keyed
+from rules.packet import Packet
 from rules.ruleset import (
     BUILTIN,
     AnyRule,
@@ -59,7 +60,6 @@ from rules.spec import (
 )
 from rules.state import Actual, AddressKey, LinkState, RouteEntry, RouteKey
 from rules.tc import Link, TableKey
-from rules.trace import Packet
 
 H = TypeVar("H", bound=HasKey)
 P = TypeVar("P", bound=Part)

@@ -126,6 +126,17 @@ def test_what_is_owed_is_done_before_the_end_and_before_a_comparison(pod: Gatewa
     assert chain_is_right(pod)
 
 
+def test_only_what_the_chains_say_makes_them_be_behind(pod: Gateway) -> None:
+    run(pod, c.RouteAdd(cidr="10.9.0.0/16", next_hop_ip="10.0.1.1"))
+    run(pod, delete(60000))
+    assert not pod.service.status().fastpath.behind
+    run(pod, add(60000))
+    run(pod, add(60000))
+    assert pod.service.status().fastpath.behind, "a repetition does not make good what is owed"
+    pod.service.close()
+    assert chain_is_right(pod)
+
+
 def test_short_chains_and_those_without_maps_are_right_before_the_answer(pod: Gateway) -> None:
     run(pod, delete(1), delete(2))
     pod.service.compare().result(timeout=60)  # they are few from now on

@@ -7,7 +7,9 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
@@ -222,3 +224,10 @@ def test_many_connections_at_once(made: Gateway, tmp_path: Path) -> None:
         unix(tmp_path / "api.sock").put("/v1/gateway", json={})
         assert asyncio.run(go()) == [201] * 200
         assert len(unix(tmp_path / "api.sock").get("/v1/eips").json()) == 200
+
+
+def test_every_answer_bears_the_date(made: Gateway, tmp_path: Path) -> None:
+    with serving(made, tmp_path), unix(tmp_path / "api.sock") as client:
+        for _ in range(2):
+            said = parsedate_to_datetime(client.get("/healthz").headers["date"])
+            assert abs(time.time() - said.timestamp()) < 60

@@ -13,10 +13,12 @@ from rules.delta import delta, undo
 from rules.desired import Facts
 from rules.inputguard import InputPolicy, guard_chain, guard_rules
 from rules.iptables import parse_rule, parse_save, render_rule, render_save
+from rules.packet import Packet
+from rules.routing import Host
 from rules.ruleset import ChainRef, Foreign, Return, Rule, Ruleset
 from rules.spec import GatewaySpec, Interfaces
 from rules.state import Actual
-from rules.trace import Host, Packet, trace
+from rules.trace import trace
 from tests import strategies as some
 
 POLICY = InputPolicy(

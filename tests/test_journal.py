@@ -13,7 +13,7 @@ from api.logs import JsonFormatter
 from gateway.journal import BACKLOG, DETAILED, SUBSCRIBERS, Asker, Journal, TooManyReaders
 from gateway.ports import Refused
 from rules import commands as c
-from rules.changes import changes, summary
+from rules.changes import changes, first, summary
 from rules.edit import Conflict, edit_all
 from rules.loadbalancer import LoadBalancerSpec
 from rules.spec import Dnat, Eip, GatewaySpec
@@ -100,7 +100,7 @@ def test_both_appliances_and_every_field_can_be_told() -> None:
 def test_of_many_changes_the_numbers_are_told(journal: Journal) -> None:
     eips = [Eip(address=f"192.168.{i // 250}.{i % 250 + 1}/16") for i in range(1000)]
     event = journal.record(
-        "change", "HTTP PUT /v1/gateway", changed=changes(None, GatewaySpec.model_validate({"eips": eips}))
+        "change", "HTTP PUT /v1/gateway", changed=first(DETAILED, None, GatewaySpec.model_validate({"eips": eips}))
     )
     assert (len(event.changes), event.more) == (DETAILED, 1000 - DETAILED)
     assert event.what == f"+{DETAILED} eips and {1000 - DETAILED} more changes"

@@ -94,7 +94,7 @@ def test_a_name_is_given_once() -> None:
 def test_the_writer_times_its_changes(tmp_path: Path) -> None:
     made = gateway(tmp_path)
     told: list[str] = []
-    made.service.tell(lambda: told.append("changed"))
+    made.service.tell(lambda old, new: told.append(f"changed from {old} to {new is made.service.spec}"))
 
     def count(outcome: str) -> int:
         held = meters.TRANSACTION_SECONDS.values().get((outcome,))
@@ -113,4 +113,4 @@ def test_the_writer_times_its_changes(tmp_path: Path) -> None:
     made.service.close()
     assert {outcome: count(outcome) - held for outcome, held in before.items()} == dict.fromkeys(before, 1)
     assert meters.TRANSACTION_STEPS.values()[()] > steps
-    assert told == ["changed"]
+    assert told == ["changed from None to True"]

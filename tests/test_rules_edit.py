@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from rules import commands as c
 from rules.edit import Conflict, NotInitialized, edit, edit_all
+from rules.packet import Packet
+from rules.routing import Host
 from rules.ruleset import ChainRef, Destination, Rule
 from rules.ruleset import Dnat as ToDestination
 from rules.spec import Dnat, Fip, GatewaySpec, Interfaces
 from rules.state import Actual
-from rules.trace import Fate, Host, Packet, trace
+from rules.trace import Fate, trace
 from tests import strategies as some
 
 SPEC = GatewaySpec()

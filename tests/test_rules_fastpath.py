@@ -30,11 +30,13 @@ from rules.maps import (
     script,
     table_text,
 )
+from rules.packet import Packet
+from rules.routing import Host
 from rules.ruleset import ChainRef, Foreign, Jump, Rule, Ruleset
 from rules.share import services_of
 from rules.spec import Eip, Fip, GatewaySpec, Interfaces, Snat
 from rules.state import Actual, EditMaps, EditTable
-from rules.trace import Host, Packet, trace
+from rules.trace import trace
 from tests import strategies as some
 
 ON, OFF = Facts(), Facts(fastpath="off")

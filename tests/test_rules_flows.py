@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from rules import commands as c
 from rules.edit import edit, edit_all
 from rules.flows import Flow, FlowFilter, is_stale, suspects
+from rules.packet import Packet
+from rules.routing import Host
 from rules.ruleset import ChainRef, Dnat, Rule, Snat
 from rules.share import services_of
 from rules.spec import Backend, GatewaySpec
-from rules.trace import Fate, Host, Packet, trace
+from rules.trace import Fate, trace
 from tests import strategies as some
 
 NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17}

@@ -37,8 +37,8 @@ from rules.tc import (
     apply_tc,
     steps_after,
     steps_before,
-    tc_text,
 )
+from rules.tc_text import tc_text
 from tests import strategies as some
 
 Limit = EipLimit | InterfaceLimit

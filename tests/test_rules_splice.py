@@ -67,3 +67,18 @@ def test_a_collection_shares_what_it_has_in_common() -> None:
     assert shared == wanted
     assert next(iter(shared)) is standing.get("192.168.0.11")
     assert shared.get("192.168.0.10") == Eip(address="192.168.0.10/25")
+
+
+@quick
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 6), st.integers(8, 30)), max_size=10), st.data())
+def test_a_collection_knows_how_it_became_what_it_is(steps: list[tuple[bool, int, int]], data: st.DataObject) -> None:
+    versions: list[Keyed[Eip]] = [Keyed()]
+    for put, number, length in steps:
+        eip = Eip(address=f"192.168.0.{number}/{length}")
+        versions.append(versions[-1].put(eip) if put else versions[-1].drop(eip.key))
+    for _ in range(4):
+        old, new = data.draw(st.sampled_from(versions)), data.draw(st.sampled_from(versions))
+        head, gone, fresh = new.since(old)
+        was = tuple(old)
+        assert was[head : head + len(gone)] == gone
+        assert (*was[:head], *fresh, *was[head + len(gone) :]) == tuple(new)

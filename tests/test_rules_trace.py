@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from rules.desired import Facts
 from rules.keyed import Keyed
 from rules.nft import ServiceKey
+from rules.packet import Packet
+from rules.routing import Host, route
 from rules.ruleset import ChainRef, Drop, Foreign, InInterface, Jump, Mark, OutInterface, Rule, Ruleset, SetMark
 from rules.share import services_of
 from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, SharedDnat, Snat
 from rules.state import Actual, AddressKey, LinkState, RouteEntry, RouteKey
-from rules.trace import Fate, Host, Packet, Uncertain, route, trace
+from rules.trace import Fate, Uncertain, trace
 from tests import strategies as some
 
 EIP, FLOATING = "192.168.0.20", "192.168.0.21"

@@ -1,4 +1,4 @@
-"""``kube-ovn-bfdd-supervisor run``: a small first process, and the speaker as its child.
+"""A small first process, and the BFD speaker as its child.
 
 A speaker that is killed (it is the largest process of its container, which is what the kernel takes where memory is
 short) is started again at once, in the same container: Kubernetes would take its time. And while no speaker runs, its
@@ -19,13 +19,11 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from gateway.bfd import title, turns
 from gateway.small.log import log
 
-PROGRAM = "/kube-ovn/kube-ovn-bfdd-supervisor"
 NUDGE_SECONDS = 0.02
 NUDGED_SECONDS = 30.0
 """For how long peers are kept awake: as long as any detection time in use, and then some."""
@@ -174,18 +172,3 @@ class Guard:
             with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as nudging:
                 nudging.bind((local, 0))
                 nudging.sendto(b"", (remote, port))
-
-
-def main(argv: Sequence[str]) -> int:
-    """``run``. Ends with 0 after a signal, with 1 when something needed cannot be had."""
-    # Only what the outside recognises us by; a gateway works without it.
-    with suppress(OSError, ValueError):
-        title.set_command_line(PROGRAM, "run")
-    turns.ask_for_short_ones()
-
-    def serve(ward: Ward) -> int:
-        from gateway.bfd import supervisor  # noqa: PLC0415 -- in the child, and not before: see above
-
-        return supervisor.main(argv, ward)
-
-    return Guard(serve).run()

@@ -7,12 +7,13 @@ through ``iptables-legacy-save``, which takes 10 ms for 10,000 rules where pytho
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from gateway.kernel import restore
 from gateway.kernel.libiptc import LegacyTable, TableError
-from gateway.kernel.xtables import Lock, Tables
+from gateway.kernel.xtables import Info, Lock, Tables
 from gateway.ports import Moved, Refused, Variant
 from rules.iptables import parse_save, render_restore
 from rules.ruleset import (
@@ -76,12 +77,13 @@ class LegacyFirewall:
 
     def edit_if(self, table: str, standing: Chains, edits: Sequence[ChainEdit], evidence: Hashable) -> Hashable | None:
         """``edit``, if the evidence holds; see ``gateway.remembered``."""
-        # What the tool has done is read back, and a table of 50,000 rules takes half a second to read.
-        if not _few(edits, max(FEW_RULES, sum(map(len, standing.values())) // A_FEW_OF)):
-            # Others may come between a look and the tool, which takes the lock for itself.
-            restore.edit(self.variant, table, edits)
-            return None
-        return self._edit_in_process(table, edits, _Expected(evidence, standing, _entries(standing, edits)))
+        expected = _Expected(evidence, standing, _entries(standing, edits))
+        if _few(edits, max(FEW_RULES, sum(map(len, standing.values())) // A_FEW_OF)):
+            return self._edit_in_process(table, edits, expected)
+        with self._expecting(table, f"edit table {table}", expected) as behind:
+            # We have the lock that the tool would wait for: it gets another one.
+            restore.edit(self.variant, table, edits, lock=self._lock.spare())
+        return behind()
 
     def _edit_in_process(self, table: str, edits: Sequence[ChainEdit], expected: _Expected | None) -> Hashable | None:
         step = f"edit table {table}"
@@ -90,10 +92,7 @@ class LegacyFirewall:
             lines = [render_restore(table, [edit]).splitlines()[1] for edit in edits]
         except ValueError as error:
             raise Refused(step, str(error), retryable=False) from error
-        with self._lock.held(step, restore.LOCK_SECONDS):
-            before = self._tables.info(table)
-            if expected is not None and not self._still(table, expected):
-                raise Moved(table)
+        with self._expecting(table, step, expected) as behind:
             # By the rule, a rule is deleted or nothing is, whatever evidence did not tell; but of equals the first one.
             by_rule = expected is not None and not self._has_equals.get(table, True)
             try:
@@ -107,10 +106,28 @@ class LegacyFirewall:
                 if by_rule and not error.retryable:
                     raise Moved(table) from error  # unseen: the reading is to be taken anew before anybody is told
                 raise Refused(step, str(error), retryable=error.retryable) from error
-            after = self._tables.info(table)
-            if expected is None or before is None or after is None or after.entries != before.entries + expected.more:
-                return None
-            return self.evidence(table)
+        return behind()
+
+    @contextmanager
+    def _expecting(self, table: str, step: str, expected: _Expected | None) -> Iterator[Callable[[], Hashable | None]]:
+        """Hold the lock around an edit of what is expected, else raise Moved; gives the evidence behind it.
+
+        Who opens the lock meanwhile will write when we are done: what they were counted with is no part of it.
+        """
+        after: list[Info | None] = []
+        with self._lock.held(step, restore.LOCK_SECONDS):
+            opened, before = self._lock.opened(), self._tables.info(table)
+            if expected is not None and not self._still(table, expected):
+                raise Moved(table)
+
+            def behind() -> Hashable | None:
+                (now,) = after
+                if expected is None or opened is None or before is None or now is None:
+                    return None
+                return (opened, now) if now.entries == before.entries + expected.more else None
+
+            yield behind
+            after.append(self._tables.info(table))
 
     def _still(self, table: str, expected: _Expected) -> bool:
         """Whether the table is what an edit is for; the lock is held, so it stays that."""

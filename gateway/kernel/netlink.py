@@ -135,20 +135,8 @@ class Netlink:
 
     def get(self, message: Message) -> memoryview | None:
         """The body of the one object that is asked for; raises OSError with the kernel's errno if it refuses."""
-        request = self._encoded(message, NLM_F_ACK)
-        found: memoryview | None = None
-        with self._conversation() as talk:
-            talk.send(request)
-            while True:
-                for kind, flags, sequence, said in _messages(talk.recv(_DATAGRAM)):
-                    if sequence != self._sequence:
-                        continue
-                    if kind != _NLMSG_ERROR:
-                        found = said
-                    elif (refusal := _error(flags, said)) is not None:
-                        raise OSError(refusal.code, refusal.words)
-                    else:
-                        return found
+        said = self.ask(message)
+        return said[-1] if said else None
 
     def dump(self, message: Message) -> list[memoryview]:
         """The bodies (after the netlink header) of all messages of a dump that nothing disturbed.
@@ -171,22 +159,24 @@ class Netlink:
         return list(self._answers(self._encoded(message, NLM_F_ACK)))
 
     def _answers(self, request: bytes) -> Iterator[memoryview]:
-        interrupted = 0
+        interrupted, refusal, ended = 0, None, False
         with self._conversation() as talk:
             talk.send(request)
-            while True:
+            while not ended:
                 for kind, flags, sequence, said in _messages(talk.recv(_DATAGRAM)):
                     if sequence != self._sequence:
                         continue
                     interrupted |= flags & _NLM_F_DUMP_INTR
-                    if kind not in (_NLMSG_DONE, _NLMSG_ERROR):
-                        yield said
-                    elif (refusal := _error(flags, said)) is not None:
-                        raise OSError(refusal.code, refusal.words)
-                    elif interrupted:
-                        raise _Interrupted
-                    else:
-                        return
+                    if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                        refusal, ended = _error(flags, said), True
+                        break
+                    yield said
+        # Told outside of the conversation, which has ended well: with the socket nf_tables would give back all that
+        # was ever deleted, and wait for it (10 ms).
+        if refusal is not None:
+            raise OSError(refusal.code, refusal.words)
+        if interrupted:
+            raise _Interrupted
 
     def _encoded(self, message: Message, flags: int) -> bytes:
         self._sequence += 1

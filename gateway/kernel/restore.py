@@ -61,15 +61,19 @@ def save(variant: str, table: str, family: Family = 4) -> str:
     return ended.stdout
 
 
-def edit(variant: str, table: str, edits: Sequence[ChainEdit], family: Family = 4) -> None:
-    """Commit the edits of one table as one change; raises Refused, and nothing has changed then."""
+def edit(variant: str, table: str, edits: Sequence[ChainEdit], family: Family = 4, *, lock: str | None = None) -> None:
+    """Commit the edits of one table as one change; raises Refused, and nothing has changed then.
+
+    ``lock`` is the file that the tool shall lock instead of the usual one (iptables 1.8.8 and later).
+    """
     # A name or a rule that cannot be put into one line is a refusal like the kernel's own.
     try:
         text = render_restore(table, edits)
     except ValueError as error:
         raise Refused(f"edit table {table}", str(error), retryable=False) from error
     wait = ["-w", str(LOCK_SECONDS)] if variant == "legacy" else []  # the nft variant has no lock to wait for
-    ended = run([program(variant, family, "-restore"), "--noflush", *wait], stdin=text)
+    where = {"XTABLES_LOCKFILE": lock} if lock else {}
+    ended = run([program(variant, family, "-restore"), "--noflush", *wait], stdin=text, environment=where)
     if ended.code:
         raise _refused(f"edit table {table}", ended.code, _with_line(ended.stderr, text))
 

@@ -56,8 +56,8 @@ from rules.tc import (
     TcStep,
     Unknown,
     Value,
-    tc_text,
 )
+from rules.tc_text import tc_text
 
 log = logging.getLogger(__name__)
 

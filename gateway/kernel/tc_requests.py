@@ -32,8 +32,8 @@ from rules.tc import (
     SetTc,
     TableKey,
     TcStep,
-    tc_text,
 )
+from rules.tc_text import tc_text
 
 REDIRECT_PRIORITY = 0xFFFF
 LEAVES = ("fq_codel", "sfq", "bfifo")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.ports import Refused
@@ -21,8 +21,10 @@ class Ended:
     stderr: str
 
 
-def run(argv: Sequence[str], *, stdin: str = "", timeout: float = TIMEOUT) -> Ended:
-    """Run a program of the PATH in the C locale and wait for its end.
+def run(
+    argv: Sequence[str], *, stdin: str = "", timeout: float = TIMEOUT, environment: Mapping[str, str] | None = None
+) -> Ended:
+    """Run a program of the PATH in the C locale, with ``environment`` besides ours, and wait for its end.
 
     Raises Refused if it is not installed (retrying is of no use) or takes longer than ``timeout`` seconds (it is
     killed then, and may be retried).
@@ -34,7 +36,7 @@ def run(argv: Sequence[str], *, stdin: str = "", timeout: float = TIMEOUT) -> En
             capture_output=True,
             text=True,
             errors="replace",
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", **(environment or {})},
             timeout=timeout,
             check=False,
         )

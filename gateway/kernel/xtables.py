@@ -70,6 +70,11 @@ class Lock:
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
 
+    @staticmethod
+    def spare() -> str:
+        """Another file, for a tool to lock while we hold this one for it."""
+        return f"{_path()}.natgw"
+
     def _keep_open(self) -> int:
         """The file's descriptor; opened again if another file has taken its place."""
         path = _path()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from gateway.observer.flow import DNAT, SNAT, Flow
@@ -27,14 +28,14 @@ _U32 = struct.Struct(">I")
 
 
 class Objects(NamedTuple):
-    """The objects of a spec, in its order."""
+    """Objects of a spec, in its order."""
 
-    eips: tuple[str, ...] = ()
-    fips: tuple[tuple[str, str], ...] = ()
+    eips: Collection[str] = ()
+    fips: Collection[tuple[str, str]] = ()
     """EIP and internal address."""
-    dnats: tuple[tuple[str, int, str, bool], ...] = ()
+    dnats: Collection[tuple[str, int, str, bool]] = ()
     """EIP, port, protocol, and whether it is shared."""
-    snats: tuple[tuple[str, str], ...] = ()
+    snats: Collection[tuple[str, str]] = ()
     """EIP and prefix."""
 
     @classmethod
@@ -58,17 +59,16 @@ class Objects(NamedTuple):
 class Account:
     """The sums of the flows that belong to the same objects and were opened in the same direction.
 
-    ``ports``, if any, are the EIP's ports that these flows hold. ``generation``: of the last spec it was part of.
+    ``ports``, if any, are the EIP's ports that these flows hold.
     """
 
-    __slots__ = ("generation", "inbound", "ports", "sums", "targets")
+    __slots__ = ("inbound", "ports", "sums", "targets")
 
     def __init__(self, inbound: bool, targets: tuple[tuple[Key, tuple[int, ...]], ...], ports: PortUse | None) -> None:
         self.inbound = inbound
         self.targets = targets
         """The objects, each with the place in its sums of each of ours."""
         self.ports = ports
-        self.generation = 0
         self.sums = [0] * SUMS
 
     @property
@@ -86,58 +86,97 @@ class Accounts:
     """All accounts, and which of them a flow belongs to: a few dictionary lookups, whatever the number of rules."""
 
     def __init__(self) -> None:
-        self.generation = 0
+        self._held = _held(Objects())
         self.ports: dict[str, PortUse] = {}
         """By EIP."""
         self._all: dict[tuple[bool, Key], Account] = {}
+        self._loose: dict[tuple[bool, Key], Account] = {}
+        """Of them, those that are no object's of the spec."""
         self._gone = [0] * SUMS
         """What flows of objects that are no more have left, so that the total never goes back."""
-        self.set(Objects())
-
-    def set(self, objects: Objects) -> None:
-        """The spec has changed. Sums of what stays go on; flows that live may belong elsewhere now."""
-        self.objects = objects
-        self.generation += 1
-        self._eips: dict[bytes, Account] = {}
         self._dnats: dict[tuple[bytes, int, int], Account] = {}
         self._fips_in: dict[bytes, Account] = {}
         self._fips_out: dict[tuple[bytes, bytes], Account] = {}
         self._snats: dict[bytes, dict[int, dict[int, Account]]] = {}
         self._remembered: dict[tuple[bytes, bytes], Account] = {}
+        self._named: Counter[str] = Counter()
+        """How often the spec names an EIP; rules may name one that is not (yet) there."""
+        self._names: dict[bytes, str] = {}
         self._no_eip = {inbound: self._account(inbound, TOTAL, ()) for inbound in (True, False)}
-        for eip, port, protocol, _ in objects.dnats:
+        self._loose.clear()
+
+    @property
+    def objects(self) -> Objects:
+        """Those of the spec."""
+        return Objects(*self._held)
+
+    def set(self, objects: Objects) -> None:
+        """This is the spec now. Sums of what stays go on; flows that live may belong elsewhere now."""
+        before, self._held = self._held, _held(objects)
+        self._apply(_among(before, self._held, there=False), _among(self._held, before, there=False))
+
+    def change(self, gone: Objects, fresh: Objects) -> None:
+        """Objects have left the spec and come to it; being told so again changes nothing."""
+        gone, fresh = _among(gone, self._held, there=True), _among(fresh, self._held, there=False)
+        for held, left, came in zip(self._held, gone, fresh, strict=True):
+            for row in left:
+                del held[row]
+            held.update(dict.fromkeys(came))
+        self._apply(gone, fresh)
+
+    def _apply(self, gone: Objects, fresh: Objects) -> None:
+        for eip, port, protocol, _ in gone.dnats:
+            self._leaves(self._dnats.pop((socket.inet_aton(eip), port, _PROTOCOLS[protocol])))
+        for eip, inside in gone.fips:
+            self._leaves(self._fips_in.pop(socket.inet_aton(eip)))
+            self._leaves(self._fips_out.pop((socket.inet_aton(eip), socket.inet_aton(inside))))
+        for eip, prefix in gone.snats:
+            shift, network = _cut(prefix)
+            by_length = self._snats[socket.inet_aton(eip)]
+            self._leaves(by_length[shift].pop(network))
+            if not by_length[shift]:
+                del by_length[shift]
+        for eip, port, protocol, _ in fresh.dnats:
             place = (socket.inet_aton(eip), port, _PROTOCOLS[protocol])
-            self._dnats[place] = self._account(True, ("dnat", eip, port, protocol), (eip,))
-        for eip, inside in objects.fips:
+            self._dnats[place] = self._comes(True, ("dnat", eip, port, protocol), eip)
+        for eip, inside in fresh.fips:
             key: Key = ("fip", eip, inside)
-            self._fips_in[socket.inet_aton(eip)] = self._account(True, key, (eip,))
-            self._fips_out[socket.inet_aton(eip), socket.inet_aton(inside)] = self._account(False, key, (eip,))
-        for eip, prefix in objects.snats:
-            network, _, length = prefix.partition("/")
-            shift = 32 - int(length)
-            by_length = self._snats.setdefault(socket.inet_aton(eip), {})
-            networks = by_length.setdefault(shift, {})
-            networks[_number(socket.inet_aton(network)) >> shift] = self._account(
-                False, ("snat", eip, prefix), (eip,), ports=True
-            )
-        self._names = {socket.inet_aton(eip): eip for eip in self._named()}
+            self._fips_in[socket.inet_aton(eip)] = self._comes(True, key, eip)
+            self._fips_out[socket.inet_aton(eip), socket.inet_aton(inside)] = self._comes(False, key, eip)
+        for eip, prefix in fresh.snats:
+            shift, network = _cut(prefix)
+            networks = self._snats.setdefault(socket.inet_aton(eip), {}).setdefault(shift, {})
+            networks[network] = self._comes(False, ("snat", eip, prefix), eip, ports=True)
+        self._named.update(_names(fresh))
+        self._named.subtract(_names(gone))
+        for eip in {*_names(gone), *_names(fresh)}:
+            if self._named[eip]:
+                self._names[socket.inet_aton(eip)] = eip
+            else:
+                del self._named[eip], self._names[socket.inet_aton(eip)]
+        self._remembered.clear()
         self._forget()
 
-    def _named(self) -> Iterator[str]:
-        """Every EIP that the spec names; rules may name one that is not (yet) there."""
-        objects = self.objects
-        yield from objects.eips
-        for rows in (objects.fips, objects.dnats, objects.snats):
-            yield from (str(row[0]) for row in rows)
+    def _comes(self, inbound: bool, key: Key, eip: str, ports: bool = False) -> Account:
+        """The account of an object of the spec."""
+        account = self._account(inbound, key, (eip,), ports)
+        self._loose.pop((inbound, key), None)
+        return account
+
+    def _leaves(self, account: Account) -> None:
+        """The account is no longer an object's."""
+        self._loose[account.inbound, account.targets[-1][0]] = account
 
     def _forget(self) -> None:
-        """Drop accounts of what is no more, once their last flow has ended."""
-        for key, account in [(k, a) for k, a in self._all.items() if a.generation != self.generation and not a.active]:
+        """Drop accounts of what is no object of the spec, once their last flow has ended."""
+        dropped = [(key, account) for key, account in self._loose.items() if not account.active]
+        for key, account in dropped:
             for place, value in enumerate(account.sums):
                 self._gone[place] += value
-            del self._all[key]
-        held = {id(account.ports) for account in self._all.values()}
-        self.ports = {eip: use for eip, use in self.ports.items() if id(use) in held}
+            del self._all[key], self._loose[key]
+        if any(account.ports is not None for _, account in dropped):
+            held = {id(account.ports) for account in self._all.values()}
+            self.ports = {eip: use for eip, use in self.ports.items() if id(use) in held}
 
     def _account(self, inbound: bool, key: Key, eips: tuple[str, ...], ports: bool = False) -> Account:
         account = self._all.get((inbound, key))
@@ -146,8 +185,7 @@ class Accounts:
             if key[0] in ("fip", "dnat", "snat"):
                 targets.append((key, _STRAIGHT))
             use = self.ports.setdefault(eips[0], PortUse()) if ports else None
-            account = self._all[inbound, key] = Account(inbound, tuple(targets), use)
-        account.generation = self.generation
+            account = self._loose[inbound, key] = self._all[inbound, key] = Account(inbound, tuple(targets), use)
         return account
 
     def of(self, flow: Flow) -> Account:
@@ -198,8 +236,8 @@ class Accounts:
         account = self._all.get((True, key))
         if account is None:
             swapped = tuple((target, _SWAPPED) for target, _ in left.targets)
-            account = self._all[True, key] = Account(True, arrived.targets + swapped, left.ports)
-        account.generation = self.generation
+            account = Account(True, arrived.targets + swapped, left.ports)
+            self._loose[True, key] = self._all[True, key] = account
         return account
 
     def sums(self) -> dict[Key, list[int]]:
@@ -221,3 +259,27 @@ class Accounts:
 def _number(address: bytes) -> int:
     number: int = _U32.unpack(address)[0]
     return number
+
+
+def _cut(prefix: str) -> tuple[int, int]:
+    """The bits that are not of the network, and the number that the others are."""
+    network, _, length = prefix.partition("/")
+    shift = 32 - int(length)
+    return shift, _number(socket.inet_aton(network)) >> shift
+
+
+def _names(objects: Objects) -> Iterator[str]:
+    """Every EIP as often as it is named."""
+    yield from objects.eips
+    for rows in (objects.fips, objects.dnats, objects.snats):
+        yield from (str(row[0]) for row in rows)
+
+
+def _held(objects: Objects) -> tuple[dict[Any, None], ...]:
+    return tuple(dict.fromkeys(rows) for rows in objects)
+
+
+def _among(some: Iterable[Collection[Any]], others: Iterable[Container[Any]], *, there: bool) -> Objects:
+    """Those that are, or are not, among the others."""
+    pairs = zip(some, others, strict=True)
+    return Objects(*([row for row in rows if (row in known) is there] for rows, known in pairs))

@@ -60,6 +60,8 @@ class Ledger:
         self.beyond = 0
         """Connections that were not remembered."""
         self.capacity = capacity
+        self.moved = True
+        """Whether anything has been counted since this was taken back."""
         self._happened = happened
         self._lost = lost
         self._lost_before = 0
@@ -76,12 +78,18 @@ class Ledger:
     def set(self, objects: Objects) -> None:
         """The spec has changed. Whose the known connections are is looked at again when the next dump tells of them."""
         self.accounts.set(objects)
-        self._spec_changed = True
+        self._spec_changed = self.moved = True
+
+    def change(self, gone: Objects, fresh: Objects) -> None:
+        """As ``set``, where only so much has changed."""
+        self.accounts.change(gone, fresh)
+        self._spec_changed = self.moved = True
 
     # What gateway.observer.source feeds
 
     def event(self, kind: str, flow: Flow) -> None:
         """The kernel told of a connection: NEW or DESTROY."""
+        self.moved = True
         key = flow.zone << 32 | flow.identifier
         entry = self._entries.get(key)
         taken = entry is not None and not is_of(entry.packed, flow)
@@ -131,6 +139,7 @@ class Ledger:
 
     def dumped(self, flow: Flow) -> None:
         """The dump contains this connection."""
+        self.moved = True
         key = flow.zone << 32 | flow.identifier
         entry = self._entries.get(key)
         if entry is None:
@@ -156,6 +165,7 @@ class Ledger:
         self._ended_since = None
         for key in [key for key, entry in self._entries.items() if entry.generation != self._generation]:
             entry = self._entries.pop(key)
+            self.moved = True
             counters = Counters(*_COUNTERS.unpack(entry.counters)) if self.accounting else None
             flow = unpack(entry.packed, key & 0xFFFFFFFF, key >> 32, counters)
             self._closed(entry, flow)

@@ -1,8 +1,8 @@
 """The flow watcher's process: standard input brings the spec's objects, an inherited socket the questions.
 
-A line of input is a JSON object with ``eips``, ``fips``, ``dnats`` and ``snats`` (``Objects.of``). A question is the
-line ``report`` (JSON) or ``metrics`` (Prometheus' text). The process ends with its input, so it cannot outlive the
-daemon.
+A line of input is a JSON object with ``eips``, ``fips``, ``dnats`` and ``snats`` (``Objects.of``), the whole spec; or
+with two of these, ``gone`` and ``new``: what has changed. A question is the line ``report`` (JSON) or ``metrics``
+(Prometheus' text). The process ends with its input, so it cannot outlive the daemon.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NICE = 5
 STDIN, STDOUT = 0, 1
 FLUSH = 20_000
 """Microseconds until a reader of the log who was behind is looked at again."""
-ACCOUNTING = Path("/proc/sys/net/netfilter/nf_conntrack_acct")
+ACCOUNTING, TRACKED = (Path("/proc/sys/net/netfilter", name) for name in ("nf_conntrack_acct", "nf_conntrack_count"))
 
 
 class Watcher:
@@ -57,7 +57,7 @@ class Watcher:
             self._writer = _writer(log, self.tally)
         self.ledger = Ledger(self._happened, lambda: self.tally.errors[CONNTRACK, "overrun"])
         self.source = ConntrackSource(
-            loop, self.ledger, self.tally, self._complaints, groups=ctnetlink.LIFE_GROUPS, pace=PACE
+            loop, self.ledger, self.tally, self._complaints, groups=ctnetlink.LIFE_GROUPS, pace=PACE, count=tracked
         )
         self._rates = Rates()
         self._dumps = 0
@@ -75,7 +75,8 @@ class Watcher:
             self._writer.flush()
         if self.source.dumps != self._dumps:
             self._dumps = self.source.dumps
-            self._rates.tick(self.ledger.accounts.sums(), now / 1e6, time.time())
+            self._rates.tick(self.ledger.accounts.sums() if self.ledger.moved else None, now / 1e6, time.time())
+            self.ledger.moved = False
             self.ledger.sources.tick()
             self.ledger.destinations.tick()
 
@@ -95,9 +96,12 @@ class Watcher:
             self._loop.stop()
             return
         *lines, self._received = (self._received + data).split(b"\n")
-        if lines:
-            # Each tells the whole: only the last one matters.
-            self.ledger.set(Objects.of(json.loads(lines[-1])))
+        for line in lines:
+            said = json.loads(line)
+            if "gone" in said:
+                self.ledger.change(Objects.of(said["gone"]), Objects.of(said["new"]))
+            else:
+                self.ledger.set(Objects.of(said))
 
     def answer(self, request: str) -> str:
         """The reply to a line on the socket."""
@@ -131,6 +135,14 @@ def _writer(log: LogOptions, tally: Tally) -> RecordWriter | LogFile:
     else:
         descriptor = STDOUT
     return RecordWriter(partial(write_if_possible, descriptor), tally)
+
+
+def tracked() -> int | None:
+    """How many connections the kernel tracks in this namespace; None where that cannot be known."""
+    try:
+        return int(TRACKED.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def accounting() -> bool:

@@ -28,8 +28,12 @@ class Rates:
         self._before: dict[Key, list[int]] = {}
         self._rates: dict[Key, tuple[float, ...]] = {}
 
-    def tick(self, sums: dict[Key, list[int]], monotonic: float, now: float) -> None:
-        """An interval ends; ``monotonic`` and ``now`` in seconds."""
+    def tick(self, sums: dict[Key, list[int]] | None, monotonic: float, now: float) -> None:
+        """An interval ends; ``monotonic`` and ``now`` in seconds. Without sums none has changed in it."""
+        if sums is None:
+            self.seconds = 0.0 if self._began is None else monotonic - self._began
+            self._began, self.at, self._rates = monotonic, now, {}
+            return
         if self._began is not None and monotonic > self._began:
             self.seconds = monotonic - self._began
             self._rates = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pod import ROOT, pod
+from pod import ROOT, eventually, pod
 from test_image_gateway import fill, works
 from world import World
 
@@ -25,6 +25,8 @@ def status(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("command", [("sleep", "infinity"), None])
 def test_it_works_with_the_profile_that_podman_loads(world: World, command: tuple[str, ...] | None) -> None:
     with pod(world, *CONFINED, command=command) as gateway:
+        if command is None:
+            eventually("the daemon to listen", (gateway.run_dir / "api.sock").exists)
         fill(gateway)
         works(world)
         for pid in ("1", gateway.container.run("cat", "/run/natgw/natgw.pid").strip()):
@@ -34,6 +36,6 @@ def test_it_works_with_the_profile_that_podman_loads(world: World, command: tupl
         gateway.kill_daemon()
         gateway.verb("dnat-add", "192.168.0.51,8889,tcp,10.0.1.12,80")
         assert gateway.get("/v1/drift")["now"] == []
-        assert gateway.get("/v1/traffic")["collector"]["running"]
+        eventually("the flow watcher", lambda: gateway.get("/v1/traffic")["collector"]["running"])
         for forbidden in (("unshare", "-n", "true"), ("unshare", "-U", "true"), ("mount", "-t", "tmpfs", "x", "/mnt")):
             assert gateway.container.exec(*forbidden).returncode != 0

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.kernel.generation import NETLINK_NETFILTER
-from gateway.kernel.netlink import Message, Netlink, attribute, attributes, uint
+from pyroute2.netlink import NETLINK_NETFILTER
+from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
+
+from gateway.kernel.netlink import Message, Netlink, attributes, body
 from gateway.ports import Refused
 from rules.flows import Flow, FlowFilter
 
@@ -27,8 +29,7 @@ log = logging.getLogger(__name__)
 
 _SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
-_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_ZONE, _CTA_FILTER, _CTA_STATUS_MASK = 1, 2, 3, 18, 25, 26
-_CTA_FILTER_ORIG_FLAGS, _CTA_FILTER_REPLY_FLAGS = 1, 2
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_ZONE = 1, 2, 18
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO, _CTA_TUPLE_ZONE = 1, 2, 3
 _CTA_IP_V4_SRC, _CTA_IP_V4_DST = 1, 2
 _CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT = 1, 2, 3
@@ -185,59 +186,72 @@ def _all() -> Message:
 
 def _filtered(wanted: FlowFilter) -> Message:
     """A dump of what has the filter's exact values; ports only mean something with their protocol."""
-    ip = proto = said = b""
+    ip: list[tuple[str, object]] = []
+    proto: list[tuple[str, object]] = []
     orig_flags = reply_flags = 0
+    attrs: list[tuple[str, object]] = []
     if wanted.orig_src is not None:
-        ip += attribute(_CTA_IP_V4_SRC, socket.inet_aton(wanted.orig_src))
+        ip.append(("CTA_IP_V4_SRC", wanted.orig_src))
         orig_flags |= _F_IP_SRC
     if wanted.orig_dst is not None:
-        ip += attribute(_CTA_IP_V4_DST, socket.inet_aton(wanted.orig_dst))
+        ip.append(("CTA_IP_V4_DST", wanted.orig_dst))
         orig_flags |= _F_IP_DST
     if wanted.protocol is not None:
-        proto += attribute(_CTA_PROTO_NUM, bytes([wanted.protocol]))
+        proto.append(("CTA_PROTO_NUM", wanted.protocol))
         orig_flags |= _F_PROTO_NUM
         if wanted.orig_dport is not None and wanted.protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-            proto += attribute(_CTA_PROTO_DST_PORT, struct.pack("!H", wanted.orig_dport))
+            proto.append(("CTA_PROTO_DST_PORT", wanted.orig_dport))
             orig_flags |= _F_DST_PORT
     if orig_flags:
-        said += attribute(_CTA_TUPLE_ORIG, attribute(_CTA_TUPLE_IP, ip) + attribute(_CTA_TUPLE_PROTO, proto))
-    reply = b""
+        attrs.append(("CTA_TUPLE_ORIG", _nest(CTA_TUPLE_IP=_nest_of(ip), CTA_TUPLE_PROTO=_nest_of(proto))))
+    reply: list[tuple[str, object]] = []
     if wanted.reply_src is not None:
-        reply += attribute(_CTA_IP_V4_SRC, socket.inet_aton(wanted.reply_src))
+        reply.append(("CTA_IP_V4_SRC", wanted.reply_src))
         reply_flags |= _F_IP_SRC
     if wanted.reply_dst is not None:
-        reply += attribute(_CTA_IP_V4_DST, socket.inet_aton(wanted.reply_dst))
+        reply.append(("CTA_IP_V4_DST", wanted.reply_dst))
         reply_flags |= _F_IP_DST
     if reply:
-        said += attribute(_CTA_TUPLE_REPLY, attribute(_CTA_TUPLE_IP, reply))
+        attrs.append(("CTA_TUPLE_REPLY", _nest(CTA_TUPLE_IP=_nest_of(reply))))
     if orig_flags or reply_flags:
-        flags = uint(_CTA_FILTER_ORIG_FLAGS, orig_flags) + uint(_CTA_FILTER_REPLY_FLAGS, reply_flags)
-        said += attribute(_CTA_FILTER | _NLA_F_NESTED, flags)
+        attrs.append(("CTA_FILTER", _nest(CTA_FILTER_ORIG_FLAGS=orig_flags, CTA_FILTER_REPLY_FLAGS=reply_flags)))
     if wanted.untranslated:
-        mask = struct.pack("!I", _IPS_NAT_MASK)
-        said += attribute(_CTA_STATUS, bytes(4)) + attribute(_CTA_STATUS_MASK, mask)
-    return Message(_GET, 0, _NFGEN + said)
+        attrs += [("CTA_STATUS", 0), ("CTA_STATUS_MASK", _IPS_NAT_MASK)]
+    message = nfct_msg()
+    message["nfgen_family"] = socket.AF_INET
+    message["attrs"] = attrs
+    return Message(_GET, 0, body(message))
+
+
+def _nest(**attrs: object) -> dict[str, object]:
+    return _nest_of(list(attrs.items()))
+
+
+def _nest_of(attrs: list[tuple[str, object]]) -> dict[str, object]:
+    return {"attrs": attrs}
 
 
 def _deletion(flow: Flow) -> bytes:
     original = flow.original if isinstance(flow, KernelFlow) else _original(flow)
-    message = _NFGEN + attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, original)
+    message = _NFGEN + _nla(_CTA_TUPLE_ORIG | _NLA_F_NESTED, original)
     if flow.zone and _CTA_TUPLE_ZONE not in attributes(memoryview(original)):
-        message += attribute(_CTA_ZONE, struct.pack("!H", flow.zone))
+        message += _nla(_CTA_ZONE, struct.pack("!H", flow.zone))
     return message
 
 
 def _original(flow: Flow) -> bytes:
     """The original tuple of a protocol with ports."""
-    ip = attribute(_CTA_IP_V4_SRC, socket.inet_aton(flow.orig_src)) + attribute(
-        _CTA_IP_V4_DST, socket.inet_aton(flow.orig_dst)
-    )
+    ip = _nla(_CTA_IP_V4_SRC, socket.inet_aton(flow.orig_src)) + _nla(_CTA_IP_V4_DST, socket.inet_aton(flow.orig_dst))
     proto = (
-        attribute(_CTA_PROTO_NUM, bytes([flow.protocol]))
-        + attribute(_CTA_PROTO_SRC_PORT, struct.pack("!H", flow.orig_sport))
-        + attribute(_CTA_PROTO_DST_PORT, struct.pack("!H", flow.orig_dport))
+        _nla(_CTA_PROTO_NUM, bytes([flow.protocol]))
+        + _nla(_CTA_PROTO_SRC_PORT, struct.pack("!H", flow.orig_sport))
+        + _nla(_CTA_PROTO_DST_PORT, struct.pack("!H", flow.orig_dport))
     )
-    return attribute(_CTA_TUPLE_IP | _NLA_F_NESTED, ip) + attribute(_CTA_TUPLE_PROTO | _NLA_F_NESTED, proto)
+    return _nla(_CTA_TUPLE_IP | _NLA_F_NESTED, ip) + _nla(_CTA_TUPLE_PROTO | _NLA_F_NESTED, proto)
+
+
+def _nla(kind: int, payload: bytes) -> bytes:
+    return _NLA.pack(_NLA.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
 # What comes back.

@@ -85,7 +85,7 @@ def suspects(old: GatewaySpec, new: GatewaySpec) -> tuple[FlowFilter, ...]:
 
 
 def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
-    for eip in new.eips.since(old.eips).old:
+    for eip in new.eips.changes(old.eips)[0]:
         if eip.key not in new.eips:
             yield FlowFilter(orig_dst=eip.ip)
             yield FlowFilter(reply_dst=eip.ip)
@@ -94,7 +94,7 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
         yield FlowFilter(orig_src=fip.internal_ip)
     for dnat in _changed(old.dnats, new.dnats):
         yield FlowFilter(orig_dst=dnat.eip, protocol=IP_PROTOCOLS[dnat.protocol], orig_dport=dnat.external_port)
-    _, left, came = new.shared_dnats.since(old.shared_dnats)
+    left, came = new.shared_dnats.changes(old.shared_dnats)
     for key in {shared.key: None for shared in (*left, *came)}:
         if (key in old.shared_dnats) != (key in new.shared_dnats):
             address, port, protocol = key
@@ -108,7 +108,7 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
 
 def _changed(old: Keyed[T], new: Keyed[T]) -> Iterator[T]:
     """Objects of either side that the other does not have just so."""
-    _, gone, fresh = new.since(old)
+    gone, fresh = new.changes(old)
     yield from (item for item in gone if new.get(item.key) != item)
     yield from (item for item in fresh if old.get(item.key) != item)
 

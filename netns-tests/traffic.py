@@ -154,7 +154,7 @@ class Stream:
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._ends = (flow.near, flow.far)
-        self._stop = threading.Event()
+        self._stop, self._all_sent = threading.Event(), threading.Event()
         self.sent = 0
         self._seen: tuple[set[bytes], set[bytes]] = (set(), set())
         self._gaps = [0.0, 0.0]
@@ -170,6 +170,8 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        self._threads[0].join()
+        self._all_sent.set()
         for thread in self._threads:
             thread.join()
 
@@ -183,9 +185,9 @@ class Stream:
     def _receive(self, number: int) -> None:
         end, seen, last = self._ends[number], self._seen[number], time.monotonic()
         deadline = None
-        while not (self._stop.is_set() and len(seen) >= self.sent):
+        while not (self._all_sent.is_set() and len(seen) >= self.sent):
             # What is on its way when the stream ends gets its time.
-            deadline = deadline or (time.monotonic() + PATIENCE if self._stop.is_set() else None)
+            deadline = deadline or (time.monotonic() + PATIENCE if self._all_sent.is_set() else None)
             if deadline and time.monotonic() > deadline:
                 return
             end.settimeout(SILENCE)

@@ -12,13 +12,16 @@ import logging
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.kernel.generation import NETLINK_NETFILTER
-from gateway.kernel.netlink import Message, Netlink, attribute, attributes, uint
+from pyroute2.netlink import NETLINK_NETFILTER
+from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
+
+from gateway.kernel.netlink import Message, Netlink, attributes, body
 from gateway.ports import Refused
 from rules.flows import Flow, FlowFilter
 
@@ -26,8 +29,7 @@ log = logging.getLogger(__name__)
 
 _SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
-_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_ZONE, _CTA_FILTER, _CTA_STATUS_MASK = 1, 2, 3, 18, 25, 26
-_CTA_FILTER_ORIG_FLAGS, _CTA_FILTER_REPLY_FLAGS = 1, 2
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_ZONE = 1, 2, 18
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO, _CTA_TUPLE_ZONE = 1, 2, 3
 _CTA_IP_V4_SRC, _CTA_IP_V4_DST = 1, 2
 _CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT = 1, 2, 3
@@ -41,6 +43,9 @@ _NLA = struct.Struct("=HH")  # length, type
 # share, and looks at each entry of this one.
 _WALK = 4000
 _LOOKS_PER_DECODED = 12
+
+_AT_ONCE = 512
+"""Entries looked at between two breaths: some milliseconds."""
 
 # Where the kernel keeps the namespace's figures.
 _PROC = Path("/proc/sys/net/netfilter")
@@ -74,31 +79,45 @@ class KernelFlows:
 
     def matching(self, filters: Iterable[FlowFilter]) -> list[Flow]:
         """Entries that match any of the filters, each once; raises Refused."""
+        return _once(flow for flow in self._found(filters, self._netlink) if flow)
+
+    def end(self, filters: Iterable[FlowFilter], stale: Callable[[Flow], bool]) -> Iterator[int]:
+        """Delete the entries that match any of the filters and are ``stale``, and yield how many went, again and again.
+
+        Between two of these lie some hundred entries: nothing of a table of hundreds of thousands is kept here. Raises
+        Refused. One that matches two filters may be met twice; it goes once.
+        """
+        with closing(Netlink(NETLINK_NETFILTER)) as reading:  # its own: deletions and others' requests come in between
+            doomed: list[Flow] = []
+            for number, flow in enumerate(self._found(filters, reading), start=1):
+                if flow and stale(flow):
+                    doomed.append(flow)
+                if number % _AT_ONCE == 0:
+                    yield self.delete(doomed)
+                    doomed = []
+            yield self.delete(doomed)
+
+    def _found(self, filters: Iterable[FlowFilter], reading: Netlink) -> Iterator[KernelFlow | None]:
+        """Entries that match any of the filters, some twice; None for each that was read and is not meant."""
         wanted = list(dict.fromkeys(filters))
         entries = self.count() if wanted else 0
         if not entries:
-            return []
+            return
         try:
             if self._kernel_filters and _worth_filtering(wanted, entries):
                 try:
-                    return _once(flow for each in wanted for flow in self._dump([each], _filtered(each)))
+                    for each in wanted:
+                        yield from _dump(reading, [each], _filtered(each))
                 except OSError as error:
                     if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                         raise
                     log.warning("the kernel cannot filter its connection tracking table (%s): reading all of it", error)
                     self._kernel_filters = False
-            return _once(self._dump(wanted, _all()))
+                else:
+                    return
+            yield from _dump(reading, wanted, _all())
         except OSError as error:
             raise _refused("read the connection tracking table", error) from error
-
-    def _dump(self, wanted: Sequence[FlowFilter], request: Message) -> Iterator[KernelFlow]:
-        sieve = _Sieve(wanted)
-        for said in self._netlink.stream(request):
-            entry = _entry(said)
-            if entry is not None and (candidates := sieve.candidates(entry)):
-                flow = _flow(entry)
-                if any(each.matches(flow) for each in candidates):
-                    yield flow
 
     def delete(self, flows: Iterable[Flow]) -> int:
         """Delete these entries; returns how many were still there.
@@ -107,13 +126,24 @@ class KernelFlows:
         """
         requests = [Message(_DELETE, 0, _deletion(flow)) for flow in flows]
         try:
-            answers = self._netlink.request(requests)
+            refused = self._netlink.refusals(requests)
         except OSError as error:
             raise _refused("delete flows", error) from error
-        for answer in answers:
-            if answer is not None and answer.code != errno.ENOENT:
+        for answer in refused:
+            if answer.code != errno.ENOENT:
                 raise Refused("delete flows", answer.words, retryable=answer.code in (errno.EBUSY, errno.EAGAIN))
-        return sum(answer is None for answer in answers)
+        return len(requests) - len(refused)
+
+
+def _dump(reading: Netlink, wanted: Sequence[FlowFilter], request: Message) -> Iterator[KernelFlow | None]:
+    sieve = _Sieve(wanted)
+    for said in reading.stream(request):
+        entry = _entry(said)
+        if entry is None or not (candidates := sieve.candidates(entry)):
+            yield None
+            continue
+        flow = _flow(entry)
+        yield flow if any(each.matches(flow) for each in candidates) else None
 
 
 def _refused(step: str, error: OSError) -> Refused:
@@ -156,59 +186,72 @@ def _all() -> Message:
 
 def _filtered(wanted: FlowFilter) -> Message:
     """A dump of what has the filter's exact values; ports only mean something with their protocol."""
-    ip = proto = said = b""
+    ip: list[tuple[str, object]] = []
+    proto: list[tuple[str, object]] = []
     orig_flags = reply_flags = 0
+    attrs: list[tuple[str, object]] = []
     if wanted.orig_src is not None:
-        ip += attribute(_CTA_IP_V4_SRC, socket.inet_aton(wanted.orig_src))
+        ip.append(("CTA_IP_V4_SRC", wanted.orig_src))
         orig_flags |= _F_IP_SRC
     if wanted.orig_dst is not None:
-        ip += attribute(_CTA_IP_V4_DST, socket.inet_aton(wanted.orig_dst))
+        ip.append(("CTA_IP_V4_DST", wanted.orig_dst))
         orig_flags |= _F_IP_DST
     if wanted.protocol is not None:
-        proto += attribute(_CTA_PROTO_NUM, bytes([wanted.protocol]))
+        proto.append(("CTA_PROTO_NUM", wanted.protocol))
         orig_flags |= _F_PROTO_NUM
         if wanted.orig_dport is not None and wanted.protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
-            proto += attribute(_CTA_PROTO_DST_PORT, struct.pack("!H", wanted.orig_dport))
+            proto.append(("CTA_PROTO_DST_PORT", wanted.orig_dport))
             orig_flags |= _F_DST_PORT
     if orig_flags:
-        said += attribute(_CTA_TUPLE_ORIG, attribute(_CTA_TUPLE_IP, ip) + attribute(_CTA_TUPLE_PROTO, proto))
-    reply = b""
+        attrs.append(("CTA_TUPLE_ORIG", _nest(CTA_TUPLE_IP=_nest_of(ip), CTA_TUPLE_PROTO=_nest_of(proto))))
+    reply: list[tuple[str, object]] = []
     if wanted.reply_src is not None:
-        reply += attribute(_CTA_IP_V4_SRC, socket.inet_aton(wanted.reply_src))
+        reply.append(("CTA_IP_V4_SRC", wanted.reply_src))
         reply_flags |= _F_IP_SRC
     if wanted.reply_dst is not None:
-        reply += attribute(_CTA_IP_V4_DST, socket.inet_aton(wanted.reply_dst))
+        reply.append(("CTA_IP_V4_DST", wanted.reply_dst))
         reply_flags |= _F_IP_DST
     if reply:
-        said += attribute(_CTA_TUPLE_REPLY, attribute(_CTA_TUPLE_IP, reply))
+        attrs.append(("CTA_TUPLE_REPLY", _nest(CTA_TUPLE_IP=_nest_of(reply))))
     if orig_flags or reply_flags:
-        flags = uint(_CTA_FILTER_ORIG_FLAGS, orig_flags) + uint(_CTA_FILTER_REPLY_FLAGS, reply_flags)
-        said += attribute(_CTA_FILTER | _NLA_F_NESTED, flags)
+        attrs.append(("CTA_FILTER", _nest(CTA_FILTER_ORIG_FLAGS=orig_flags, CTA_FILTER_REPLY_FLAGS=reply_flags)))
     if wanted.untranslated:
-        mask = struct.pack("!I", _IPS_NAT_MASK)
-        said += attribute(_CTA_STATUS, bytes(4)) + attribute(_CTA_STATUS_MASK, mask)
-    return Message(_GET, 0, _NFGEN + said)
+        attrs += [("CTA_STATUS", 0), ("CTA_STATUS_MASK", _IPS_NAT_MASK)]
+    message = nfct_msg()
+    message["nfgen_family"] = socket.AF_INET
+    message["attrs"] = attrs
+    return Message(_GET, 0, body(message))
+
+
+def _nest(**attrs: object) -> dict[str, object]:
+    return _nest_of(list(attrs.items()))
+
+
+def _nest_of(attrs: list[tuple[str, object]]) -> dict[str, object]:
+    return {"attrs": attrs}
 
 
 def _deletion(flow: Flow) -> bytes:
     original = flow.original if isinstance(flow, KernelFlow) else _original(flow)
-    message = _NFGEN + attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, original)
+    message = _NFGEN + _nla(_CTA_TUPLE_ORIG | _NLA_F_NESTED, original)
     if flow.zone and _CTA_TUPLE_ZONE not in attributes(memoryview(original)):
-        message += attribute(_CTA_ZONE, struct.pack("!H", flow.zone))
+        message += _nla(_CTA_ZONE, struct.pack("!H", flow.zone))
     return message
 
 
 def _original(flow: Flow) -> bytes:
     """The original tuple of a protocol with ports."""
-    ip = attribute(_CTA_IP_V4_SRC, socket.inet_aton(flow.orig_src)) + attribute(
-        _CTA_IP_V4_DST, socket.inet_aton(flow.orig_dst)
-    )
+    ip = _nla(_CTA_IP_V4_SRC, socket.inet_aton(flow.orig_src)) + _nla(_CTA_IP_V4_DST, socket.inet_aton(flow.orig_dst))
     proto = (
-        attribute(_CTA_PROTO_NUM, bytes([flow.protocol]))
-        + attribute(_CTA_PROTO_SRC_PORT, struct.pack("!H", flow.orig_sport))
-        + attribute(_CTA_PROTO_DST_PORT, struct.pack("!H", flow.orig_dport))
+        _nla(_CTA_PROTO_NUM, bytes([flow.protocol]))
+        + _nla(_CTA_PROTO_SRC_PORT, struct.pack("!H", flow.orig_sport))
+        + _nla(_CTA_PROTO_DST_PORT, struct.pack("!H", flow.orig_dport))
     )
-    return attribute(_CTA_TUPLE_IP | _NLA_F_NESTED, ip) + attribute(_CTA_TUPLE_PROTO | _NLA_F_NESTED, proto)
+    return _nla(_CTA_TUPLE_IP | _NLA_F_NESTED, ip) + _nla(_CTA_TUPLE_PROTO | _NLA_F_NESTED, proto)
+
+
+def _nla(kind: int, payload: bytes) -> bytes:
+    return _NLA.pack(_NLA.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
 # What comes back.

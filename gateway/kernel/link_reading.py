@@ -9,11 +9,16 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from gateway.kernel import devices, fibrules
-from gateway.kernel.netlink import Message, Netlink, attributes, text, u32
+from gateway.kernel.netlink import Message, Netlink, attributes, body, text, u32
 from gateway.kernel.subscription import Subscription
 from gateway.ports import Hop
 from rules.ruleset import Family
@@ -38,7 +43,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, IFLA_AF_SPEC = 1, 3, 4, 26
 IFLA_INET_CONF = 1
 IPV4_DEVCONF_PROMOTE_SECONDARIES = 20
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_PROTO = 1, 2, 3, 11
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 5, 6, 15
 _RTA_PREFSRC = 7
 _RT_TABLE_LOCAL = 255
 RTN_UNICAST = 1
@@ -46,9 +51,9 @@ _RTNH_F_ONLINK = 4
 _RTM_F_CLONED = 0x200
 _IP6_RT_PRIO_USER = 1024  # the metric IPv6 gives a route for which none is named
 
-IFINFO = struct.Struct("=BxHiII")  # family, device type, index, flags, change mask
-IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
-RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_IFINFO = struct.Struct("=BxHiII")  # family, device type, index, flags, change mask
+_IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 METRIC = {socket.AF_INET: 0, socket.AF_INET6: _IP6_RT_PRIO_USER}
@@ -57,6 +62,17 @@ Names = Mapping[int, str]
 """Interfaces by index."""
 
 _GROUPS = (1, 5, 7, 8, 11, 19)  # linux/rtnetlink.h: links; IPv4 addresses, routes, rules; IPv6 routes, rules
+
+
+def message(
+    kind: Any, number: int, *, how: int = 0, attrs: Sequence[tuple[str, object]] = (), **fields: int
+) -> Message:
+    """A request of a pyroute2 message class; ``how`` are flags of the netlink header."""
+    made = kind()
+    for name, value in fields.items():
+        made[name] = value
+    made["attrs"] = list(attrs)
+    return Message(number, how, body(made))
 
 
 class Dumps:
@@ -69,7 +85,7 @@ class Dumps:
         """Links by name."""
         found: dict[str, LinkState] = {}
         ports: dict[str, int] = {}
-        for said in self._netlink.dump(Message(_RTM_GETLINK, 0, IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0))):
+        for said in self._netlink.dump(message(ifinfmsg, _RTM_GETLINK, family=socket.AF_UNSPEC)):
             name, state, master = _link(said)
             found[name] = state
             if master is not None:
@@ -79,7 +95,7 @@ class Dumps:
 
     def addresses(self, names: Names) -> dict[AddressKey, bool]:
         """IPv4 addresses; True: ours."""
-        entries = self._netlink.dump(Message(_RTM_GETADDR, 0, IFADDR.pack(socket.AF_INET, 0, 0, 0, 0)))
+        entries = self._netlink.dump(message(ifaddrmsg, _RTM_GETADDR, family=socket.AF_INET))
         return dict(filter(None, (_address(entry, names) for entry in entries)))
 
     def routes(self, names: Names) -> dict[RouteKey, RouteEntry]:
@@ -87,8 +103,7 @@ class Dumps:
         found: dict[RouteKey, RouteEntry] = {}
         for family in FAMILY.values():
             # The kernel leaves out the two or three routes of other types that each address brings.
-            wanted = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, RTN_UNICAST, 0)
-            for said in self._netlink.dump(Message(RTM_GETROUTE, 0, wanted)):
+            for said in self._netlink.dump(message(rtmsg, RTM_GETROUTE, family=family, type=RTN_UNICAST)):
                 if (route := _route(said, names)) is None:
                     continue
                 key, entry = route
@@ -160,8 +175,8 @@ def _tell(news: News, kind: int, said: memoryview, names: Names) -> None:
 
 
 def _address(entry: memoryview, names: Names) -> tuple[AddressKey, bool] | None:
-    _, length, _, _, index = IFADDR.unpack_from(entry)
-    said = attributes(entry, IFADDR.size)
+    _, length, _, _, index = _IFADDR.unpack_from(entry)
+    said = attributes(entry, _IFADDR.size)
     local = said.get(_IFA_LOCAL, said.get(_IFA_ADDRESS))
     if local is None or index not in names:
         return None
@@ -173,8 +188,8 @@ def _address(entry: memoryview, names: Names) -> tuple[AddressKey, bool] | None:
 
 def _link(entry: memoryview) -> tuple[str, LinkState, int | None]:
     """Name, state, and the index of the master."""
-    _, _, index, flags, _ = IFINFO.unpack_from(entry)
-    said = attributes(entry, IFINFO.size)
+    _, _, index, flags, _ = _IFINFO.unpack_from(entry)
+    said = attributes(entry, _IFINFO.size)
     mac = bytes(said[_IFLA_ADDRESS]).hex(":") if _IFLA_ADDRESS in said else ""
     state = LinkState(
         index=index,
@@ -197,31 +212,31 @@ def _promotes(said: dict[int, memoryview]) -> bool:
 
 
 def _route(entry: memoryview, names: Names) -> tuple[RouteKey, RouteEntry] | None:
-    family, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(entry)
+    family, length, _, tos, table, protocol, _, kind, flags = _RTMSG.unpack_from(entry)
     if kind != RTN_UNICAST or tos or flags & _RTM_F_CLONED:
         return None
-    said = attributes(entry, RTMSG.size)
-    metric = u32(said[RTA_PRIORITY]) if RTA_PRIORITY in said else 0
-    where = u32(said[RTA_TABLE]) if RTA_TABLE in said else table
-    if where == _RT_TABLE_LOCAL or metric != METRIC.get(family) or RTA_OIF not in said:
+    said = attributes(entry, _RTMSG.size)
+    metric = u32(said[_RTA_PRIORITY]) if _RTA_PRIORITY in said else 0
+    where = u32(said[_RTA_TABLE]) if _RTA_TABLE in said else table
+    if where == _RT_TABLE_LOCAL or metric != METRIC.get(family) or _RTA_OIF not in said:
         return None
-    name = names.get(u32(said[RTA_OIF]))
+    name = names.get(u32(said[_RTA_OIF]))
     if name is None:
         return None
-    prefix = socket.inet_ntop(family, said[RTA_DST]) if RTA_DST in said else _any(family)
-    via = socket.inet_ntop(family, said[RTA_GATEWAY]) if RTA_GATEWAY in said else None
+    prefix = socket.inet_ntop(family, said[_RTA_DST]) if _RTA_DST in said else _any(family)
+    via = socket.inet_ntop(family, said[_RTA_GATEWAY]) if _RTA_GATEWAY in said else None
     return RouteKey(f"{prefix}/{length}", where), RouteEntry(name, via, bool(flags & _RTNH_F_ONLINK), protocol)
 
 
 def hop(entry: memoryview) -> Hop:
     """Where an answer to RTM_GETROUTE says that a packet goes; raises OSError if to no other host."""
-    family, _, _, _, _, _, _, kind, _ = RTMSG.unpack_from(entry)
-    said = attributes(entry, RTMSG.size)
-    if kind != RTN_UNICAST or RTA_OIF not in said:
+    family, _, _, _, _, _, _, kind, _ = _RTMSG.unpack_from(entry)
+    said = attributes(entry, _RTMSG.size)
+    if kind != RTN_UNICAST or _RTA_OIF not in said:
         raise OSError(errno.EHOSTUNREACH, "not an address of another host")
     source = socket.inet_ntop(family, said[_RTA_PREFSRC]) if _RTA_PREFSRC in said else None
-    via = socket.inet_ntop(family, said[RTA_GATEWAY]) if RTA_GATEWAY in said else None
-    return Hop(socket.if_indextoname(u32(said[RTA_OIF])), source, via)
+    via = socket.inet_ntop(family, said[_RTA_GATEWAY]) if _RTA_GATEWAY in said else None
+    return Hop(socket.if_indextoname(u32(said[_RTA_OIF])), source, via)
 
 
 def _any(family: int) -> str:

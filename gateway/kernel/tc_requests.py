@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import struct
 
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
 from gateway.kernel import tc_wire as wire
-from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Message, attribute, uint
+from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Message, body
 from gateway.kernel.tc_police import police_options
 from gateway.kernel.tc_wire import INGRESS_HANDLE, ROOT_HANDLE, TC_H_INGRESS, TC_H_ROOT, Header
 from gateway.ports import Refused
@@ -40,7 +42,6 @@ LEAVES = ("fq_codel", "sfq", "bfifo")
 _RTM_NEWLINK, _RTM_DELLINK = 16, 17
 _IFINFO = struct.Struct("=BxHiII")  # family, device type, index, flags, change mask
 _IFF_UP = 0x1
-_IFLA_IFNAME, _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_INFO_KIND = 3, 13, 18, 1
 _IFB_QUEUE = 1000
 _LEAST_QUEUE = 256 * 1024  # bytes; four segments as large as offloading makes them, or TCP starves at 1 Mbit/s
 _MOST_QUEUE = 32 * 1024 * 1024  # fq_codel bounds its memory likewise
@@ -123,7 +124,11 @@ def _info(priority: int) -> int:
 
 
 def _ifb(device: str) -> Message:
-    said = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, _IFF_UP, _IFF_UP)
-    said += attribute(_IFLA_IFNAME, device.encode() + b"\0") + uint(_IFLA_TXQLEN, _IFB_QUEUE)
-    said += attribute(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, b"ifb\0"))
-    return Message(_RTM_NEWLINK, NLM_F_CREATE, said)
+    message = ifinfmsg()
+    message["flags"] = message["change"] = _IFF_UP
+    message["attrs"] = [
+        ("IFLA_IFNAME", device),
+        ("IFLA_TXQLEN", _IFB_QUEUE),
+        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "ifb")]}),
+    ]
+    return Message(_RTM_NEWLINK, NLM_F_CREATE, body(message))

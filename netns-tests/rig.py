@@ -9,7 +9,7 @@ from typing import Any
 
 from netns import Namespace, veth
 
-from api.main import _kernel
+from api.main import real_kernel
 from api.settings import Settings
 from gateway import transaction
 from gateway.kernel.evidence import Events
@@ -118,7 +118,7 @@ def rig(netns: Namespace, variant: str) -> Iterator[Rig]:
     """A rig in the namespace, which the calling thread is inside of meanwhile."""
     with netns.entered():
         events = Events()
-        plain, watch = _kernel(Settings.from_environment({"NATGW_IPTABLES": variant}), events)
+        plain, watch = real_kernel(Settings.from_environment({"NATGW_IPTABLES": variant}), events)
         wire = Tripwire()
         kernel = replace(
             plain,

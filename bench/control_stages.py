@@ -25,10 +25,10 @@ from api.main import SystemClock, real_kernel
 from api.settings import Settings
 from bench import scenes
 from bench.bed import Bed
-from gateway import follow, standing, store, transaction
+from gateway import endings, follow, standing, store, transaction
 from gateway.drift import Drift
 from gateway.journal import Journal
-from gateway.kernel import conntrack, links, maps, nft, shaper
+from gateway.kernel import links, maps, nft, shaper
 from gateway.kernel.evidence import Events
 from gateway.remembered import RememberedFirewall
 from gateway.service import Service
@@ -47,8 +47,8 @@ STAGES: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (links.KernelLinks, ("read", "commit")),
     (nft.KernelNft, ("read", "commit")),
     (shaper.KernelShaper, ("read", "commit")),
-    (conntrack.KernelFlows, ("matching", "delete")),
-    (follow.Followers, ("announce", "save", "flush")),
+    (endings.Endings, ("begin", "go_on")),
+    (follow.Followers, ("announce", "save")),
     (store, ("patch",)),
     (Journal, ("tell",)),
 )

@@ -91,13 +91,13 @@ class Drift:
         next_look = max(self._not_before, self._held_until) if self._told else self._next_compare
         return max(0.0, min(next_look, self._next_poll) - self._clock.monotonic())
 
-    def due(self) -> Look | None:
-        """Whether to look now."""
+    def due(self, *, writing: bool = False) -> Look | None:
+        """Whether to look now; ``writing``: chains are about to be made good, which must not hide what others did."""
         now = self._clock.monotonic()
-        if now >= self._next_poll:
+        if now >= self._next_poll or writing:
             self._next_poll = now + POLL_SECONDS
             self._told |= set(self._watch.changed() if self._watch else ())
-        if now < max(self._not_before, self._held_until):
+        if now < max(self._not_before, self._held_until) and not (writing and self._told):
             return None
         if self._told:
             return Look(tuple(sorted(self._told)))

@@ -177,7 +177,7 @@ class Standing:
 
     def tend(self) -> None:
         """Do what is due: look whether the kernel is still as wanted, try again what is outstanding."""
-        if (look := self._drift.due()) is not None:
+        if (look := self._drift.due(writing=self._chase.due())) is not None:
             self._catch_up(look)
         self._follow_maps(due=self._chase.due())
         if self.spec is not None:
@@ -316,6 +316,8 @@ class Standing:
             stored = self._adopt() or self._store.previous()
             if stored is not None:
                 self._followers.unsaved()
+        elif (before := self._store.before()) is not None and type(before.spec) is type(stored.spec):
+            self._endings.owe(before.spec)  # who died in the midst of ending many of them has told nobody
         if stored is not None:
             self.spec = stored.spec
             self.facts = replace(self.facts, claimed=stored.claimed)
@@ -386,11 +388,15 @@ class Standing:
     def _compare(self, spec: Spec, look: Look) -> None:
         """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""
         begun = self._clock.monotonic()
-        self.settle()  # what we still owe is nobody else's doing
         actual = transaction.read(self._kernel, anew=not look.because)  # what left no evidence, too, is to be found
-        left = transaction.plan(spec, self.facts, actual)
+        if self._chase.behind:  # what we still owe is nobody else's doing
+            left = transaction.foreign(spec, self.facts, actual, self.actual)
+        else:
+            left = transaction.plan(spec, self.facts, actual)
         if not left:
-            self._committed(spec, spec, Done(left, actual), ())
+            self.actual = actual
+            self.settle()
+            self._committed(spec, spec, Done(left, self.actual, later=self._chase.behind), ())
             return
         turns = self._drift.policy == "repair" and self._turns(spec, actual)
         drifted = (not self._unapplied or bool(self._drift.differs)) and not turns

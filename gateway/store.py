@@ -88,6 +88,18 @@ class Store:
                 return found
         return None
 
+    def before(self) -> Stored | None:
+        """What stood before the last change, after ``load``; None where there is a journal, or nothing to be read."""
+        for kind, name in FILES.items():
+            path = (self._directory / name).with_suffix(".json.1")
+            try:
+                data = path.read_bytes()
+                if self._standing is None and json.loads(data)["format"] == FORMAT:
+                    return self._parse(kind, data)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return None
+
     def _read(self, kind: type[Spec], path: Path) -> Stored | None:
         try:
             return self._parse(kind, path.read_bytes())

@@ -120,6 +120,13 @@ def plan(spec: Spec, facts: Facts, actual: Actual) -> Plan:
     return delta(_wanted(spec, facts, actual), actual)
 
 
+def foreign(spec: Spec, facts: Facts, actual: Actual, left: Actual) -> Plan:
+    """What others have changed while chains of ours follow the maps: those are wanted as we ``left`` them."""
+    wanted = _wanted(spec, replace(facts, follow=True), actual)
+    chains = {ref: rules for ref in wanted.later if (rules := left.ruleset.chains.get(ref)) is not None}
+    return delta(replace(wanted, chains={**wanted.chains, **chains}), actual)
+
+
 def _wanted(spec: Spec, facts: Facts, actual: Actual) -> Desired:
     sides = (spec.interfaces.vpc, spec.interfaces.external) if spec.initialized else ()
     shaped = interfaces_of(spec) if isinstance(spec, GatewaySpec) else ()

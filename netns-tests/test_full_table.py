@@ -128,14 +128,16 @@ def test_a_full_connection_tracking_table(world: World, gateway: Gateway) -> Non
         assert gateway.status()["ready"]
         fill(gateway, "10.0.2.100", BUSY, "198.51.101.1")
         assert full(gateway)
+        usual = calls.longest
         calls.verb("snat-del", f"{BUSY},10.0.0.0/16")
+        pending = gateway.status()["pending"]
+        assert figures(gateway)[0] < 1000 or pending == ["stale connections are being deleted"]
         for port in (58, 59):
             calls.verb("dnat-add", f"{EIP},{port},udp,{A2},{port}")
-        # Many, one after the other, on a machine that may be busy: for each of them there is patience.
-        while (pending := gateway.status()["pending"]) == ["stale connections are being deleted"]:
-            left = table(gateway)["count"]
-            wait_for(lambda left=left: table(gateway)["count"] < left - 1000 or gateway.status()["ready"], "fewer")
-        assert pending == []
+        # Many, one after the other, on a machine that may be busy: for each thousand of them there is patience.
+        while (left := figures(gateway)[0]) > 1000:
+            wait_for(lambda left=left: figures(gateway)[0] < max(left - 1000, 1000), "fewer connections")
+        wait_for(lambda: gateway.status()["ready"], "all of that to be over")
         assert not entries(gateway, FlowFilter(reply_dst=BUSY))
         assert gateway.status()["warnings"] == []
         udp(internet, (EIP, 55), late)
@@ -143,21 +145,23 @@ def test_a_full_connection_tracking_table(world: World, gateway: Gateway) -> Non
     grown = resident(gateway) - before
     print(
         f"{2 * stream.sent} datagrams sent, {stream.lost} lost, longest gap {stream.longest_gap * 1000:.0f} ms; "
-        f"longest call {calls.longest:.2f} s; the daemon grew by {grown:.0f} MiB"
+        f"longest call {usual:.2f} s, with all connections to end {calls.longest:.2f} s; "
+        f"the daemon grew by {grown:.0f} MiB"
     )
     assert stream.lost == 0
     assert grown < 64
 
 
-def table(gateway: Gateway) -> dict[str, int]:
-    """The kernel's figures of the namespace's table."""
-    found: dict[str, int] = gateway.get("/v1/traffic")["conntrack"]
-    return found
+def figures(gateway: Gateway) -> tuple[int, int]:
+    """How many entries there are, and may be."""
+    flows = KernelFlows()  # which opens nothing for this
+    with gateway.entered():
+        return flows.count(), flows.maximum()
 
 
 def full(gateway: Gateway) -> bool:
-    figures = table(gateway)
-    return figures["count"] >= figures["max"]
+    there, most = figures(gateway)
+    return there >= most
 
 
 def what_people_are_told(gateway: Gateway, calls: Calls) -> None:

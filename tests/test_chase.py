@@ -18,6 +18,7 @@ from rules.apply import apply_edits
 from rules.chase import FOLLOW_ABOVE
 from rules.delta import chain_edits
 from rules.edit import edit_all
+from rules.iptables import rule_text
 from rules.maps import EntryKey
 from rules.ruleset import ReplaceRules
 from rules.spec import Dnat, GatewaySpec
@@ -124,6 +125,23 @@ def test_what_is_owed_is_done_before_the_end_and_before_a_comparison(pod: Gatewa
     assert not chain_is_right(pod)
     pod.service.close()
     assert chain_is_right(pod)
+
+
+def test_what_others_do_to_chains_that_are_behind_is_told_and_what_we_owe_is_not(pod: Gateway) -> None:
+    run(pod, add(60000))
+    gone = pod.kernel.chains[nat.SHARED_DNAT][0]
+    pod.kernel.chains[nat.SHARED_DNAT] = pod.kernel.chains[nat.SHARED_DNAT][1:]
+    pod.clock.now += AT_LATEST
+    until(lambda: not pod.service.status().fastpath.behind)
+    assert chain_is_right(pod)
+    (found,) = pod.service.drift.entries()
+    assert found.repaired
+    assert found.differences == [f"nat SHARED_DNAT lacks: {rule_text(gone)}"]
+    run(pod, add(60001))
+    pod.clock.now += AT_LATEST
+    until(lambda: not pod.service.status().fastpath.behind)
+    assert len(pod.service.drift.entries()) == 1
+    pod.service.close()
 
 
 def test_only_what_the_chains_say_makes_them_be_behind(pod: Gateway) -> None:

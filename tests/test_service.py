@@ -156,6 +156,21 @@ def test_a_flush_that_fails_is_made_up_for(pod: Gateway) -> None:
     assert pod.kernel.conntrack == []
 
 
+def test_connections_that_the_last_change_made_stale_end_after_a_death_as_well(tmp_path: Path) -> None:
+    """Many are ended behind the answer; who dies meanwhile has not ended all."""
+    first = gateway(tmp_path)
+    run(first.service, c.Init(), EIP, DNAT, DNAT.model_copy(update={"external_port": 8889}))
+    run(first.service, c.DnatDel(eip="192.168.0.10", external_port=8888, protocol="tcp"))
+    left, good = (
+        Flow(6, "203.0.113.9", "192.168.0.10", 5000, port, "10.0.1.10", "203.0.113.9", 80, 5000)
+        for port in (8888, 8889)
+    )
+    first.kernel.conntrack = [left, good]
+    second = gateway(tmp_path, first.kernel)
+    assert second.service.ready
+    assert first.kernel.conntrack == [good]
+
+
 def test_a_restart_finds_the_last_state_and_writes_nothing(tmp_path: Path) -> None:
     first = gateway(tmp_path)
     first.service.change(lambda _: example(), by="test").result(timeout=10)

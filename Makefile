@@ -67,7 +67,7 @@ image-test: image ## run the image as Kube-OVN would, with real packets (root)
 sbom: image ## list what is in the image, as CycloneDX, under build/sbom
 	@scripts/sbom.sh
 
-audit: ## look the locked Python dependencies up among known vulnerabilities (2: the index here has no such data)
+audit: ## look the locked Python dependencies up among known vulnerabilities (exit status 2: no data, and it says for what)
 	@scripts/audit.sh
 
 lock: ## pin the Python dependencies anew from pyproject.toml (UPGRADE=1: to their newest versions)

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
@@ -92,7 +93,7 @@ class ExecServer:
         self._faces = faces or {}
         self._service = service
         self._path = run_dir / "exec.sock"
-        self._env_file = env_file
+        self._env_file, self._one_at_a_time = env_file, threading.Lock()
         self._version = version
         self._patience = patience
         self._namespace = os.stat("/proc/self/ns/net").st_ino
@@ -211,7 +212,7 @@ class ExecServer:
         except (NotInitialized, OtherAppliance) as error:
             return failure(str(error))
         if change.initializes:
-            self._leave_interfaces(done.spec.interfaces)
+            await asyncio.to_thread(self._leave_interfaces, done.spec.interfaces)  # others' calls wait for no disk
         return success()
 
     def _leave_interfaces(self, interfaces: Interfaces) -> None:
@@ -221,12 +222,13 @@ class ExecServer:
         """
         text = f"VPC_INTERFACE={interfaces.vpc}\nEXTERNAL_INTERFACE={interfaces.external}\n"
         new = self._env_file.with_name(self._env_file.name + ".new")
-        try:
-            self._env_file.parent.mkdir(parents=True, exist_ok=True)
-            new.write_text(text)
-            new.replace(self._env_file)
-        except OSError as error:
-            log.warning("the interfaces cannot be kept: %s", error)
+        with self._one_at_a_time:
+            try:
+                self._env_file.parent.mkdir(parents=True, exist_ok=True)
+                new.write_text(text)
+                new.replace(self._env_file)
+            except OSError as error:
+                log.warning("the interfaces cannot be kept: %s", error)
 
 
 def _refused(reason: str, message: str) -> Reply:

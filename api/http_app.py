@@ -22,7 +22,8 @@ from api.http_problems import install
 from api.http_traffic import Figures, add_traffic
 from gateway.service import Service
 
-MAX_BODY_BYTES = 32 * 2**20  # some 250,000 objects
+MAX_BODY_BYTES = 32 * 2**20
+MAX_VALUES = 1_000_000  # some 150,000 objects
 
 ABOUT = """The desired state of one NAT gateway.
 
@@ -41,7 +42,7 @@ def build_app(service: Service, *, max_body: int = MAX_BODY_BYTES, figures: Figu
         redoc_url=None,
     )
     install(app)
-    app.add_middleware(SizeLimit, limit=max_body)
+    app.add_middleware(SizeLimit, limit=max_body, values=MAX_VALUES)
     commit = Committer(service)
     add_gateway(app, service, commit)
     add_items(app, service, commit)

@@ -15,6 +15,7 @@ from api.http_guards import asker
 from api.http_models import NOT_INITIALIZED, NOT_READY, WRITE_PROBLEMS, Result, result
 from api.http_problems import problem
 from api.rendered import rendered_text
+from api.traffic import conntrack, warnings
 from gateway.service import Edit, Service
 from gateway.status import Status
 from rules.commands import Command, EipAdd, Init
@@ -111,8 +112,9 @@ def add_views(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/status")
     async def status() -> Status:
-        """One look at the gateway: readiness, interfaces, ARP, counts, address conflicts, the last error."""
-        return service.status()
+        """One look at the gateway: readiness, interfaces, ARP, counts, address conflicts, warnings, the last error."""
+        found = service.status()
+        return found.model_copy(update={"warnings": [*found.warnings, *warnings(conntrack())]})
 
     @app.get("/v1/load-balancer", responses=NOT_INITIALIZED)
     async def load_balancer() -> LoadBalancerSpec:

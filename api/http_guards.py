@@ -39,12 +39,15 @@ def asker(request: Request) -> Asker:
 
 
 class SizeLimit:
-    """Refuses request bodies of more than ``limit`` bytes (413), whether announced or only sent."""
+    """Refuses request bodies of more than ``limit`` bytes or ``values`` values (413), whether announced or only sent.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    A value of two bytes becomes one of hundreds once it is parsed, and of thousands if it is wrong.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, values: int) -> None:
         self._app = app
-        self._limit = limit
-        self._detail = f"the body is larger than {limit} bytes"
+        self._limit, self._values = limit, values
+        self._detail = f"the body is larger than {limit} bytes, or has more than {values} values"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,13 +57,15 @@ class SizeLimit:
         if announced.isdecimal() and int(announced) > self._limit:
             await problem(413, "too-large", "Too large", self._detail)(scope, receive, send)
             return
-        received = 0
+        received = values = 0
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, values
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit:
+            body = message.get("body", b"")
+            received += len(body)
+            values += sum(map(body.count, (b",", b"{", b"[")))  # each begins one; in a text they count as well
+            if received > self._limit or values > self._values:
                 raise HTTPException(413, self._detail)
             return message
 
@@ -117,9 +122,10 @@ class SameOrigin:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        own = f"{scope.get('scheme')}://{headers.get('host', '')}"
-        foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-        if scope["type"] != "http" or not (foreign or headers.get("origin", own) != own):
+        origin = headers.get("origin")
+        foreign = origin is not None and origin.partition("://")[2] != headers.get("host", "")
+        foreign = foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if scope["type"] != "http" or not foreign:
             await self._app(scope, receive, send)
             return
         detail = "a page of another site may not use this gateway"

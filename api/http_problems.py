@@ -21,6 +21,9 @@ from rules.spec import EipLimit, InterfaceLimit
 
 log = logging.getLogger(__name__)
 
+TOLD_ERRORS = 100
+"""Of what is wrong with one request; the number of the others is told."""
+
 # pydantic puts the variant it chose into the path of an error; the sender never wrote that.
 OPS = frozenset(variant.model_fields["op"].default for variant in get_args(get_args(Command)[0]))
 VARIANTS = OPS | {EipLimit.__name__, InterfaceLimit.__name__}
@@ -58,8 +61,10 @@ def _invalid(_: Request, error: Exception) -> Response:
         if found["type"] == "conflict":
             # One body that holds two objects which cannot both stand.
             return problem(409, "conflict", "Conflict", found["msg"], **found["ctx"])
-    fields = [FieldError(field=_field(e), message=_message(e)) for e in errors]
+    fields = [FieldError(field=_field(e), message=_message(e)) for e in errors[:TOLD_ERRORS]]
     detail = "; ".join(f"{f.field}: {f.message}" for f in fields)
+    if len(errors) > TOLD_ERRORS:
+        detail += f"; and {len(errors) - TOLD_ERRORS} more"
     return problem(422, "invalid", "Invalid input", detail, errors=fields)
 
 

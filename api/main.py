@@ -131,7 +131,7 @@ def _only_one(run_dir: Path) -> TextIO:
     return lock
 
 
-def _kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
+def real_kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
     """The drivers; for the writer's thread, in whose network namespace they open their sockets."""
     generation = Generation()
     firewall = RememberedFirewall(_firewall(settings, generation))
@@ -204,7 +204,7 @@ async def _serve(settings: Settings) -> None:
     journal = Journal(clock)
     announcer = Announcer(clock, on_conflict=partial(_note_conflict, journal))
     events = Events()
-    kernel, watch = _kernel(settings, events)
+    kernel, watch = real_kernel(settings, events)
     service = Service(
         kernel,
         announcer,

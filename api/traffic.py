@@ -70,6 +70,14 @@ def conntrack(proc: Path = PROC) -> Conntrack:
     )
 
 
+def warnings(table: Conntrack) -> list[str]:
+    """What people should know of the table: that it is full."""
+    if table.count is None or not table.maximum or table.count < table.maximum:
+        return []
+    so_far = f" ({table.drop:,} packets so far)" if table.drop else ""
+    return [f"the connection tracking table is full ({table.maximum:,} entries): new connections are dropped{so_far}"]
+
+
 def _figure(path: Path) -> int | None:
     try:
         return int(path.read_text())

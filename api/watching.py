@@ -166,11 +166,11 @@ class Change:
         """In the time that the change itself takes, however much stays."""
         was = old if isinstance(old, GatewaySpec) else GatewaySpec()
         now = new if isinstance(new, GatewaySpec) else GatewaySpec()
-        _, *eips = now.eips.since(was.eips)
-        _, *fips = now.fips.since(was.fips)
-        _, *dnats = now.dnats.since(was.dnats)
-        _, *shared = now.shared_dnats.since(was.shared_dnats)
-        _, *snats = now.snats.since(was.snats)
+        eips = now.eips.changes(was.eips)
+        fips = now.fips.changes(was.fips)
+        dnats = now.dnats.changes(was.dnats)
+        shared = now.shared_dnats.changes(was.shared_dnats)
+        snats = now.snats.changes(was.snats)
         gone, came = zip(eips, fips, dnats, shared, snats, strict=True)
         return cls(gone, came)
 

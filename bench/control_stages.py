@@ -1,231 +1,139 @@
-#!/usr/bin/env python3
-"""Where the time of one verb goes, by the number of port mappings: needs root.
+"""Where the time of one verb goes inside the daemon, by the number of port mappings: needs root.
 
-    bench/control_stages.py [--sizes 10,1000,10000,50000] [--variants legacy,nft] [--verbs 15]
+    python -m bench.control_stages [--sizes 10,1000,10000,50000] [--variants legacy,nft] [--verbs 15] [--pause 1.2]
 
-Makes a network namespace with an eth0 and a net1, runs the writer on its real kernel in this process, puts N port
-mappings there as one change, and then times single adds and deletes stage by stage (medians, ms). ``--daemon``
-measures the same verbs from outside instead: through ``bash nat-gateway.sh`` and a daemon of their own, with the
-memory that it takes.
+The writer runs in this process, on the kernel that the daemon would have (``api.main.real_kernel``). N port mappings
+are put there as one change; then single adds and deletes are timed stage by stage, with a pause after each, in which
+the chains follow the maps (``tend``). Printed are medians in milliseconds; a stage's time includes those within it.
+How long a verb takes from outside is ``python -m bench verbs``.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
-import http.client
-import json
 import os
-import secrets
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "image/rootfs/kube-ovn/nat-gateway.sh"
+from api.main import SystemClock, real_kernel
+from api.settings import Settings
+from bench import scenes
+from bench.bed import Bed
+from gateway import follow, standing, store, transaction
+from gateway.drift import Drift
+from gateway.journal import Journal
+from gateway.kernel import conntrack, links, maps, nft, shaper
+from gateway.kernel.evidence import Events
+from gateway.remembered import RememberedFirewall
+from gateway.service import Service
+from gateway.store import Store
+from rules import commands as c
+from rules.desired import Facts
+from rules.edit import edit_all
+from rules.spec import GatewaySpec
+from tests.gateway_kit import RecordingAnnouncer
+
+STAGES: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (standing.Standing, ("change", "tend")),
+    (transaction, ("apply", "desired", "delta", "_commit", "_reread")),
+    (RememberedFirewall, ("read", "edit", "share")),
+    (maps.KernelMaps, ("read", "commit", "share")),
+    (links.KernelLinks, ("read", "commit")),
+    (nft.KernelNft, ("read", "commit")),
+    (shaper.KernelShaper, ("read", "commit")),
+    (conntrack.KernelFlows, ("matching", "delete")),
+    (follow.Followers, ("announce", "save", "flush")),
+    (store, ("patch",)),
+    (Journal, ("tell",)),
+)
 
 
-def state(dnats: int) -> dict[str, Any]:
-    """A gateway with that many port mappings: 500 for each EIP."""
-    eips = [f"192.168.{8 + i // 250}.{i % 250 + 2}" for i in range(max(1, -(-dnats // 500)))]
-    return {
-        "gatewayV4": "192.168.0.1",
-        "eips": [{"address": f"{eip}/16"} for eip in eips],
-        "dnats": [
-            {
-                "eip": eips[i // 500],
-                "externalPort": 10000 + i % 500,
-                "protocol": "tcp",
-                "internalIp": f"10.{1 + i // 62500}.{i // 250 % 250}.{i % 250 + 2}",
-                "internalPort": 80,
-            }
-            for i in range(dnats)
-        ],
-        "snats": [{"eip": eips[0], "internalCIDR": "10.1.0.0/16"}],
-    }
+class Book:
+    """What each stage took, by the kind of change that it was part of."""
+
+    def __init__(self) -> None:
+        self.now = ""
+        self._took: dict[tuple[str, str], list[float]] = defaultdict(list)
+
+    def wrap(self, owner: Any, name: str) -> None:
+        """Book the calls of a function or method from now on."""
+        label = f"{owner.__name__.rpartition('.')[2]}.{name}"
+        setattr(owner, name, self.timed(label, getattr(owner, name)))
+
+    def timed(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            begun = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._took[self.now, label].append(1000 * (time.perf_counter() - begun))
+
+        return wrapper
+
+    def show(self, title: str) -> None:
+        """Print what was booked, and begin anew."""
+        print(f"\n{title}")
+        kinds = dict.fromkeys(kind for kind, _ in self._took)
+        for label in dict.fromkeys(label for _, label in self._took):
+            figures = [self._took.get((kind, label), []) for kind in kinds]
+            said = [f"{kind} {statistics.median(f):8.2f}" for kind, f in zip(kinds, figures, strict=True) if f]
+            if any(max(f, default=0) >= 0.1 for f in figures):
+                print(f"  {label:28} {'  '.join(said)}")
+        self._took.clear()
 
 
-@contextlib.contextmanager
-def namespace() -> Iterator[str]:
-    """A namespace as a gateway's pod has it; its name."""
-    name = f"control-{os.getpid()}-{secrets.token_hex(2)}"
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, stdout=subprocess.DEVNULL)
-
-    ip("netns", "add", name)
+@contextmanager
+def writer(variant: str, book: Book) -> Iterator[Service]:
+    """A writer at work in a namespace of its own."""
+    bed = Bed(polled=False)
     try:
-        ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "tenant")
-        ip("-n", name, "link", "add", "parent", "type", "veth", "peer", "name", "wire")
-        ip("-n", name, "link", "add", "net1", "link", "parent", "type", "macvlan", "mode", "bridge")
-        for link in ("lo", "eth0", "tenant", "parent", "wire", "net1"):
-            ip("-n", name, "link", "set", link, "up")
-        ip("-n", name, "addr", "add", "10.0.0.1/16", "dev", "eth0")
-        ip("-n", name, "addr", "add", "192.168.0.11/16", "dev", "net1")
-        yield name
+        with tempfile.TemporaryDirectory() as directory, bed.gateway.entered():
+            os.environ["XTABLES_LOCKFILE"] = f"{directory}/xtables.lock"
+            settings = Settings.from_environment({"NATGW_IPTABLES": variant, "NATGW_STATE_DIR": directory})
+            clock = SystemClock()
+            journal, events = Journal(clock), Events()
+            kernel, watch = real_kernel(settings, events)
+            drift = Drift(clock, journal, settings.drift, watch)
+            kept = Store(Path(directory))
+            service = Service(
+                kernel, RecordingAnnouncer(), kept, clock, facts=Facts(settings.arp), drift=drift, journal=journal
+            )
+            service.start().result()
+            try:
+                yield service
+            finally:
+                book.now = "end"
+                service.close()
+                events.close()
     finally:
-        subprocess.run(["ip", "netns", "del", name], check=False)
-        Path(f"/run/{name}.lock").unlink(missing_ok=True)
+        bed.remove()
 
 
-STAGES: dict[str, list[float]] = defaultdict(list)
+def measure(service: Service, book: Book, size: int, verbs: int, pause: float) -> None:
+    """One state, and single verbs on it."""
+    state = GatewaySpec.model_validate(scenes.spec(dnats=size, eips=-(-size // scenes.PORTS_PER_EIP) + 1))
+    book.now = "put"
+    service.change(lambda _: state, by="put").result()
+    time.sleep(pause)
+    for port in range(20000, 20000 + verbs):
+        named = {"eip": "172.18.250.1", "external_port": port, "protocol": "tcp"}
+        add = c.DnatAdd.model_validate({**named, "internal_ip": "10.9.9.9", "internal_port": 80})
+        for word, command in (("add", add), ("del", c.DnatDel.model_validate(named))):
+            book.now = word
 
+            def edit(spec: GatewaySpec | None, command: c.Command = command) -> GatewaySpec:
+                edited = edit_all(spec, [command])
+                assert edited is not None
+                return edited
 
-def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with what it takes booked under a name."""
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        begun = time.perf_counter()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            STAGES[name].append((time.perf_counter() - begun) * 1000)
-
-    return wrapper
-
-
-def inside(variant: str, sizes: list[int], verbs: int) -> None:
-    """Time the writer's stages; runs in the namespace."""
-    from api.main import SystemClock  # noqa: PLC0415
-    from gateway import transaction  # noqa: PLC0415
-    from gateway.kernel.conntrack import KernelFlows  # noqa: PLC0415
-    from gateway.kernel.generation import Generation  # noqa: PLC0415
-    from gateway.kernel.legacy import LegacyFirewall  # noqa: PLC0415
-    from gateway.kernel.links import KernelLinks  # noqa: PLC0415
-    from gateway.kernel.nft import KernelNft  # noqa: PLC0415
-    from gateway.kernel.nft_variant import NftVariantFirewall  # noqa: PLC0415
-    from gateway.kernel.shaper import KernelShaper  # noqa: PLC0415
-    from gateway.remembered import RememberedFirewall  # noqa: PLC0415
-    from gateway.service import Service  # noqa: PLC0415
-    from gateway.store import Store  # noqa: PLC0415
-    from rules import commands as c  # noqa: PLC0415
-    from rules.desired import Facts  # noqa: PLC0415
-    from rules.edit import edit_all  # noqa: PLC0415
-    from rules.spec import GatewaySpec  # noqa: PLC0415
-    from tests.gateway_kit import RecordingAnnouncer  # noqa: PLC0415
-
-    generation = Generation()
-    driver = LegacyFirewall() if variant == "legacy" else NftVariantFirewall(generation)
-    for method in ("read", "edit", "edit_if"):
-        setattr_of(driver, method, timed(f"driver.{method}", getattr(driver, method)))
-    firewall = RememberedFirewall(driver)
-    rest = KernelLinks(), KernelFlows(), KernelNft(generation), KernelShaper()
-    kernel = transaction.Kernel(firewall, *rest, memory=firewall)
-    for port in ("firewall", "links", "nft", "shaper"):
-        for method in ("read", "edit", "commit"):
-            if hasattr(driver := getattr(kernel, port), method):
-                setattr_of(driver, method, timed(f"{port}.{method}", getattr(driver, method)))
-    setattr_of(kernel.flows, "matching", timed("flows.matching", kernel.flows.matching))
-    for stage in ("plan", "delta", "desired"):
-        setattr(transaction, stage, timed(stage, getattr(transaction, stage)))
-    with tempfile.TemporaryDirectory() as directory:
-        store = Store(Path(directory))
-        setattr_of(store, "save", timed("store.save", store.save))
-        service = Service(kernel, RecordingAnnouncer(), store, SystemClock(), facts=Facts())
-        service.start().result()
-        for size in sizes:
-            wanted = GatewaySpec.model_validate(state(size))
-            begun = time.perf_counter()
-            service.change(lambda _, wanted=wanted: wanted, by="put").result()  # type: ignore[misc]
-            whole = (time.perf_counter() - begun) * 1000
-            STAGES.clear()
-            for i in range(verbs):
-                add = c.DnatAdd(
-                    eip="192.168.8.2", external_port=20000 + i, protocol="tcp", internal_ip="10.0.9.9", internal_port=1
-                )
-                delete = c.DnatDel(eip="192.168.8.2", external_port=20000 + i, protocol="tcp")
-                for word, command in (("ADD", add), ("DEL", delete)):
-                    change = timed(f"{word} edit", lambda spec, command=command: edit_all(spec, [command]))
-                    timed(f"{word} in all", lambda change=change: service.change(change, by="x").result())()
-            stages = {name: round(statistics.median(times), 2) for name, times in sorted(STAGES.items())}
-            calls = {name: len(times) / (2 * verbs) for name, times in STAGES.items() if len(times) > 2 * verbs}
-            print(json.dumps({"variant": variant, "dnats": size, "put": round(whole), "ms": stages, "calls": calls}))
-        service.close()
-
-
-def setattr_of(target: object, name: str, value: object) -> None:
-    object.__setattr__(target, name, value)
-
-
-def outside(variant: str, sizes: list[int], verbs: int) -> None:
-    """Time verbs through the script, against a daemon in the namespace."""
-    with tempfile.TemporaryDirectory() as directory:
-        environment = os.environ | {
-            "NATGW_RUN_DIR": f"{directory}/run",
-            "NATGW_STATE_DIR": f"{directory}/state",
-            "NATGW_ENV_FILE": f"{directory}/env",
-            "NATGW_IPTABLES": variant,
-            "PYTHONPATH": str(ROOT),
-            "GATEWAY_V4": "192.168.0.1",
-        }
-
-        def verb(*words: str) -> float:
-            begun = time.perf_counter()
-            subprocess.run(["bash", SCRIPT, *words], env=environment, check=True)
-            return (time.perf_counter() - begun) * 1000
-
-        verb("init")
-        try:
-            for size in sizes:
-                begun = time.perf_counter()
-                put(f"{directory}/run/api.sock", state(size))
-                whole = time.perf_counter() - begun
-                times: dict[str, list[float]] = defaultdict(list)
-                for i in range(verbs):
-                    times["dnat-add"].append(verb("dnat-add", f"192.168.8.2,{20000 + i},tcp,10.0.9.9,80"))
-                    times["again"].append(verb("dnat-add", f"192.168.8.2,{20000 + i},tcp,10.0.9.9,80"))
-                    times["eip-add"].append(verb("eip-add", f"192.168.0.{20 + i}/16"))
-                    times["dnat-del"].append(verb("dnat-del", f"192.168.8.2,{20000 + i},tcp"))
-                    times["eip-del"].append(verb("eip-del", f"192.168.0.{20 + i}/16"))
-                medians = {name: round(statistics.median(t), 1) for name, t in times.items()}
-                result = {"variant": variant, "dnats": size, "put": round(whole * 1000), "ms": medians}
-                print(json.dumps(result | {"rss_mib": rss(Path(directory, "run/natgw.pid"))}), flush=True)
-        finally:
-            end(Path(directory, "run/natgw.pid"))
-
-
-def put(path: str, document: object) -> None:
-    """PUT the whole state."""
-    connection = http.client.HTTPConnection("natgw", timeout=120)
-    deadline = time.monotonic() + 10
-    while True:
-        connection.sock = socket.socket(socket.AF_UNIX)
-        try:
-            connection.sock.connect(path)
-            break
-        except OSError:  # the HTTP face comes after the verbs
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-    connection.sock.settimeout(120)
-    connection.request("PUT", "/v1/gateway", json.dumps(document), {"content-type": "application/json"})
-    answer = connection.getresponse()
-    if answer.status >= 300:
-        raise RuntimeError(answer.read().decode())
-    answer.read()
-
-
-def rss(pid_file: Path) -> float:
-    """Resident memory of the daemon, MiB."""
-    status = Path(f"/proc/{pid_file.read_text().strip()}/status").read_text()
-    return round(int(status.split("VmRSS:")[1].split()[0]) / 1024, 1)
-
-
-def end(pid_file: Path) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        pid = int(pid_file.read_text())
-        os.kill(pid, 15)
-        while Path(f"/proc/{pid}").exists():
-            time.sleep(0.05)
+            service.change(book.timed("edit", edit), by=word).result()
+            time.sleep(pause)
 
 
 def main() -> None:
@@ -233,21 +141,17 @@ def main() -> None:
     parser.add_argument("--sizes", default="10,1000,10000,50000")
     parser.add_argument("--variants", default="legacy,nft")
     parser.add_argument("--verbs", type=int, default=15)
-    parser.add_argument("--daemon", action="store_true")
-    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    parser.add_argument("--pause", type=float, default=1.2, help="seconds after each verb")
     options = parser.parse_args()
-    sizes = [int(size) for size in options.sizes.split(",")]
-    measure = outside if options.daemon else inside
-    if options.inside:
-        measure(options.inside, sizes, options.verbs)
-        return
+    book = Book()
+    for owner, names in STAGES:
+        for name in names:
+            book.wrap(owner, name)
     for variant in options.variants.split(","):
-        with namespace() as name:
-            argv = [sys.executable, __file__, *sys.argv[1:], "--inside", variant]
-            # A lock of their own, as in a container: others' iptables on this machine have nothing to do with it.
-            lock = {"XTABLES_LOCKFILE": f"/run/{name}.lock"}
-            environment = os.environ | {"PYTHONPATH": str(ROOT)} | lock
-            subprocess.run(["ip", "netns", "exec", name, *argv], check=True, env=environment)
+        with writer(variant, book) as service:
+            for size in map(int, options.sizes.split(",")):
+                measure(service, book, size, options.verbs, options.pause)
+                book.show(f"iptables variant {variant}, {size:,} port mappings")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ table edit is all or nothing. ``faults`` injects failures between any two kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -324,12 +324,12 @@ class FakeFlows:
         wanted = tuple(filters)
         return [flow for flow in self.kernel.conntrack if any(f.matches(flow) for f in wanted)]
 
-    def delete(self, flows: Iterable[Flow]) -> int:
-        gone = [flow for flow in dict.fromkeys(flows) if flow in self.kernel.conntrack]
-        for flow in gone:
-            self.kernel.step("delete a tracked connection")
-            self.kernel.conntrack.remove(flow)
-        return len(gone)
+    def end(self, filters: Iterable[FlowFilter], stale: Callable[[Flow], bool]) -> Iterator[int]:
+        for flow in self.matching(filters):
+            if stale(flow) and flow in self.kernel.conntrack:
+                self.kernel.step("delete a tracked connection")
+                self.kernel.conntrack.remove(flow)
+                yield 1
 
 
 def evidence(kernel: FakeKernel) -> Mapping[Domain, Evidence]:

@@ -11,12 +11,10 @@ from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from gateway import meters
 from gateway.arp.conflict import Conflict
-from gateway.ports import Flows, Refused
+from gateway.endings import Endings
 from gateway.store import Store, Stored
-from rules.appliance import Spec, is_stale, suspects
-from rules.flows import FlowFilter
+from rules.appliance import Spec
 from rules.state import Actual, AddressKey
 
 log = logging.getLogger(__name__)
@@ -35,33 +33,24 @@ class Announcing(Protocol):
 
 
 class Followers:
-    """The announcer, the store and the connection tracking table, and what each of them is still owed."""
+    """The announcer, the store and the connections that end, and what each of them is still owed."""
 
-    def __init__(self, announcer: Announcing, store: Store, flows: Flows) -> None:
+    def __init__(self, announcer: Announcing, store: Store, endings: Endings) -> None:
         self._announcer = announcer
         self._store = store
-        self._flows = flows
+        self.endings = endings
         self._unsaved = False
-        self._unflushed: list[Spec] = []
         self._announced_on: str | None = None
         self._announced: Mapping[AddressKey, bool] = {}
 
     def pending(self) -> list[str]:
         """What is outstanding, in words; any thread."""
-        waiting = {
-            "spec is not on disk": self._unsaved,
-            "stale connections are not deleted": bool(self._unflushed),
-        }
-        return [what for what, is_so in waiting.items() if is_so]
+        return ["spec is not on disk"] * self._unsaved + self.endings.pending()
 
     def changed(self, old: Spec | None, new: Spec) -> None:
         """Owe what a change from ``old`` to ``new`` brings: a file, and connections that no longer fit."""
-        self._unflushed.append(old or type(new)())
+        self.endings.owe(old or type(new)())
         self._unsaved = True
-
-    def repaired(self, old: Spec) -> None:
-        """Owe the connections that began while the kernel was as ``old`` says: their rules were not there."""
-        self._unflushed.append(old)
 
     def unsaved(self) -> None:
         """Owe the file alone: the spec was not read from it."""
@@ -107,20 +96,6 @@ class Followers:
             self._store.forget()
         except OSError as error:
             log.error("the outdated stored spec cannot be removed: %s", error)
-
-    def flush(self, new: Spec) -> int:
-        """Delete the connections that changes since the last success made stale; returns how many went."""
-        filters: list[FlowFilter] = [f for old in self._unflushed for f in suspects(old, new)]
-        try:
-            found = self._flows.matching(dict.fromkeys(filters)) if filters else ()
-            stale = [flow for flow in found if any(is_stale(flow, old, new) for old in self._unflushed)]
-            deleted = self._flows.delete(stale)
-            meters.STALE_FLOWS.add(amount=deleted)
-        except Refused as error:
-            log.error("stale connections stay for now: %s", error)
-            return 0
-        self._unflushed.clear()
-        return deleted
 
 
 def _addresses(keys: Iterable[AddressKey], interface: str) -> set[IPv4Address]:

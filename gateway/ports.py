@@ -6,7 +6,7 @@ refuses raises ``Refused`` and leaves that step undone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -130,8 +130,11 @@ class Flows(Protocol):
         """Entries that match any of the filters, each once."""
         ...
 
-    def delete(self, flows: Iterable[Flow]) -> int:
-        """Delete these entries; returns how many were still there."""
+    def end(self, filters: Iterable[FlowFilter], stale: Callable[[Flow], bool]) -> Iterator[int]:
+        """Delete the entries that match any of the filters and are ``stale``, a few milliseconds' work at a time.
+
+        Yields how many went. Whoever asks may stop in between, and go on later; raises Refused.
+        """
         ...
 
 

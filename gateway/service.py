@@ -245,7 +245,7 @@ class Service:
                 self._standing.tend()
                 continue
             if job is None:
-                self._standing.settle()
+                self._standing.finish()
                 return
             if job == "look":
                 self._look_queued.clear()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from gateway import meters, transaction
 from gateway.chase import Chase
 from gateway.drift import LOOK_SHARE, Drift, Look
+from gateway.endings import Endings
 from gateway.follow import Announcing, Followers
 from gateway.journal import DETAILED, Asker, Journal
 from gateway.ports import Clock, Refused
@@ -100,7 +101,8 @@ class Standing:
         self._kernel = kernel
         self._announcer = announcer
         self._store = store
-        self._followers = Followers(announcer, store, kernel.flows)
+        self._endings = Endings(kernel.flows, clock)
+        self._followers = Followers(announcer, store, self._endings)
         self._clock = clock
         self._interfaces = interfaces
         self._version = version
@@ -168,6 +170,8 @@ class Standing:
 
     def wait(self) -> float:
         """Seconds until something is to be done without being asked."""
+        if self._endings.under_way:
+            return 0.0
         wait = min(self._drift.wait(), math.inf if (chase := self._chase.wait()) is None else chase)
         return wait if self._retry_at is None else min(wait, max(0.0, self._retry_at - self._clock.monotonic()))
 
@@ -176,6 +180,8 @@ class Standing:
         if (look := self._drift.due()) is not None:
             self._catch_up(look)
         self._follow_maps(due=self._chase.due())
+        if self.spec is not None:
+            self._endings.go_on(self.spec)
         now = self._clock.monotonic()
         if self._known and not (self._unapplied or self._followers.pending()):
             self._retry_at = None
@@ -186,8 +192,14 @@ class Standing:
             self._retry()
 
     def settle(self) -> None:
-        """Leave nothing owed: the chains follow the maps now."""
+        """Have the chains follow the maps now."""
         self._follow_maps(due=self._chase.behind)
+
+    def finish(self) -> None:
+        """Leave nothing owed that can be done."""
+        self.settle()
+        if self.spec is not None:
+            self._endings.finish(self.spec)
 
     def _follow_maps(self, *, due: bool) -> None:
         """Bring the chains up to what the maps say already; a failure is told, and tried again, never undone."""
@@ -229,8 +241,7 @@ class Standing:
         done = transaction.apply(self._kernel, new, facts, follow=True)
         plan = done.plan
         self._counts = self._counts.one_more("committed" if plan or new != old else "unchanged")
-        announced = self._committed(old, new, done, asked.announce)
-        flows = self._followers.flush(new)
+        announced, flows = self._committed(old, new, done, asked.announce)
         seconds = self._clock.monotonic() - begun
         meters.TRANSACTION_SECONDS.observe(seconds, "committed" if plan or new != old else "unchanged")
         if plan or new != old:
@@ -239,8 +250,14 @@ class Standing:
             )
         return Outcome(new, plan, flows, announced, seconds)
 
-    def _committed(self, old: Spec | None, new: Spec, done: Done, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Book a change that stands in the kernel: spec, announcements, disk."""
+    def _committed(
+        self, old: Spec | None, new: Spec, done: Done, asked: tuple[str, ...]
+    ) -> tuple[tuple[str, ...], int]:
+        """Book a change that stands in the kernel: spec, announcements, connections, disk.
+
+        In this order: a disk may be slow, and who dies before the file is written has undone the change. Returns what
+        was announced, and how many connections were ended.
+        """
         self._unapplied = False
         self._drift.agrees()
         self.actual = done.actual
@@ -254,8 +271,9 @@ class Standing:
             self._followers.changed(old, new)
             self._changed(old, new)
         announced = self._followers.announce(new, done.actual, asked)
+        flows = self._endings.begin(new)
         self._followers.save(Stored(new, self.facts.claimed))
-        return announced
+        return announced, flows
 
     def _why_no_maps(self, spec: Spec, actual: Actual) -> str | None:
         """Why the chains decide alone; empty where maps decide ahead of them, None where there is nothing to decide."""
@@ -327,7 +345,7 @@ class Standing:
         done = transaction.apply(self._kernel, self.spec, self.facts)
         added = (step.key for step in done.plan.steps if isinstance(step, AddAddress))
         again = tuple(key.address.partition("/")[0] for key in added)
-        announced = self._committed(self.spec, self.spec, done, again)
+        announced, flows = self._committed(self.spec, self.spec, done, again)
         if done.plan:
             self._counts = self._counts.one_more("committed")
             seconds = self._clock.monotonic() - begun
@@ -335,7 +353,7 @@ class Standing:
                 self._journal.tell(
                     "repair", "gateway", self.spec, self.spec, done.plan, announced=announced, seconds=seconds
                 )
-        return Outcome(self.spec, done.plan, 0, announced)
+        return Outcome(self.spec, done.plan, flows, announced)
 
     def _catch_up(self, look: Look) -> None:
         """Compare kernel and spec, make good what others changed, and try again what is outstanding.
@@ -362,8 +380,8 @@ class Standing:
 
     def _follow_up(self, spec: Spec) -> None:
         """Try again what follows a change."""
+        self._endings.begin(spec)
         self._followers.save(Stored(spec, self.facts.claimed))
-        self._followers.flush(spec)
 
     def _compare(self, spec: Spec, look: Look) -> None:
         """One full reading; if it differs from the spec, repair it (or only say so, if that is the policy)."""
@@ -385,7 +403,8 @@ class Standing:
         self._restore(tell=not drifted)
         if drifted:
             self._drift.repaired(found, look, self._clock.monotonic() - begun)
-            self._followers.repaired(_as_it_was(actual, left, spec))
+            # Connections began while their rules were not there.
+            self._endings.owe(_as_it_was(actual, left, spec))
 
     def failed(self, by: Asker | str, error: BaseException) -> None:
         """Book what was refused, or went wrong: status and journal."""

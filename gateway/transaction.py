@@ -16,7 +16,8 @@ from rules.appliance import Spec, desired
 from rules.delta import delta, touched_tables, touches_links, touches_maps, touches_nft, touches_tc, undo
 from rules.desired import Facts
 from rules.nft import NftTable
-from rules.qos import Unshapeable, interfaces_of
+from rules.qos import interfaces_of
+from rules.qos_tree import Unshapeable
 from rules.ruleset import FAMILIES, ChainRef, Family, Rules, Ruleset
 from rules.spec import GatewaySpec
 from rules.state import Actual, Desired, EditMaps, EditNft, EditTable, LinkStep, Plan

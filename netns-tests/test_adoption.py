@@ -7,35 +7,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from adoption.golden import adopted, agrees, edits
 from adoption.releases import A1, A2, FIP, PORTS, RELEASES, SPREAD, STALE_ROUTE, Release, populate
 from netns import require
 from share import reach
 from traffic import Flow, Stream, tcp, udp
-from world import INTERNET, Gateway, World, wait_for
+from world import INTERNET, World, wait_for
 
-from api.http_models import plan_model
-from gateway import transaction
-from gateway.kernel.conntrack import KernelFlows
-from gateway.kernel.generation import Generation
-from gateway.kernel.legacy import LegacyFirewall
-from gateway.kernel.links import KernelLinks
-from gateway.kernel.maps import KernelMaps
-from gateway.kernel.nft import KernelNft
-from gateway.kernel.nft_variant import NftVariantFirewall
-from gateway.kernel.shaper import KernelShaper
-from gateway.transaction import Kernel
-from rules.appliance import adopt
-from rules.desired import Facts
 from rules.spec import GatewaySpec
-from rules.state import EditTable, Plan
-
-GOLDENS = Path(__file__).parent / "adoption"
+from rules.state import Plan
 
 
 @pytest.fixture(scope="module")
@@ -43,37 +27,6 @@ def world() -> Iterator[World]:
     require("tc", "nft")
     with World() as made:
         yield made
-
-
-def adopted(gateway: Gateway) -> tuple[GatewaySpec, Plan]:
-    """What a daemon without a file would adopt here, and what it would do first."""
-    with gateway.entered():
-        generation = Generation()
-        firewall = LegacyFirewall() if gateway.variant == "legacy" else NftVariantFirewall(generation)
-        maps = KernelMaps(gateway.variant, generation)
-        kernel = Kernel(firewall, KernelLinks(), KernelFlows(), KernelNft(generation), KernelShaper(), maps=maps)
-        actual = transaction.read(kernel)
-        spec = adopt(actual)
-        assert isinstance(spec, GatewaySpec)
-        return spec, transaction.plan(spec, Facts(), actual)
-
-
-def text_of(plan: Plan) -> str:
-    """A plan as lines, with the edits of a table and the commands of nft below their step."""
-    lines = []
-    for step in plan_model(plan).model_dump(mode="json")["steps"]:
-        lines.append(step["text"])
-        lines += [f"  {edit['text']}" for edit in step.get("edits", [])]
-        lines += [f"  {command}" for command in step.get("commands", [])]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def agrees(path: Path, text: str) -> None:
-    """Compare with a golden, or write it."""
-    if os.environ.get("NATGW_GOLDENS") == "write":
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    assert text == path.read_text()
 
 
 def flows(world: World, release: Release) -> list[Flow]:
@@ -99,20 +52,16 @@ def test_a_gateway_of_any_release_is_taken_over_and_nobody_notices(
     world: World, release: Release, variant: str
 ) -> None:
     gateway = world.plug(variant=variant, environment={} if release.name < "1.15" else None)
-    directory = GOLDENS / release.name
     try:
         populate(release, f"iptables-{variant}", gateway.run)
-        agrees(directory / "left.txt", left(release))
         spec, plan = adopted(gateway)
-        agrees(directory / "spec.json", spec.model_dump_json(indent=2, by_alias=True) + "\n")
-        agrees(directory / "plan.txt", text_of(plan))
+        agrees(release.name, release.commands, spec, plan)
         open_flows = flows(world, release)
         datagrams = udp(world.internet, (PORTS, 53), world.vpc.a2.udp(53))
         with Stream(datagrams) as stream:
             wait_for(lambda: stream.sent > 50, "the stream runs")
             gateway.verb("get-iptables-version")
-            edits = sum(len(step.edits) if isinstance(step, EditTable) else 1 for step in plan.steps)
-            assert f"[{edits} steps, " in gateway.log()
+            assert f"[{edits(plan)} steps, " in gateway.log()
             assert GatewaySpec.model_validate(gateway.get("/v1/gateway")) == spec
             running = stream.sent
             wait_for(lambda: stream.sent > running + 50, "the stream runs on")
@@ -130,10 +79,6 @@ def test_a_gateway_of_any_release_is_taken_over_and_nobody_notices(
     finally:
         world.close_sockets()
         gateway.remove()
-
-
-def left(release: Release) -> str:
-    return "".join(f"{' '.join(command)}\n" for command in release.commands)
 
 
 EVERYTHING = f"""

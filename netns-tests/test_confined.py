@@ -57,6 +57,7 @@ def test_every_verb_works_with_no_more_than_is_needed(world: World, variant: str
         assert not _may_write(gateway.pid)
         assert gateway.run("cat", "/proc/sys/net/ipv4/conf/net1/promote_secondaries") == "1\n"
         works(world)
+        wait_for(lambda: gateway.get("/v1/traffic")["collector"]["running"], "the flow watcher")
         gateway.kill_daemon()  # the keeper starts another, as confined
         wait_for(lambda: gateway.get("/v1/status")["ready"], "the next daemon")
         works(world)

@@ -175,7 +175,7 @@ def test_tcp_is_served_only_with_the_token(world: World, tmp_path: Path) -> None
         assert gateway.run(sys.executable, "-c", ask).strip() == "401"
         assert gateway.run(sys.executable, "-c", ask, "Authorization=Bearer wrong").strip() == "401"
         assert gateway.run(sys.executable, "-c", ask, "Authorization=Bearer sesame").strip() == "200"
-        wait_for(lambda: "127.0.0.1:8080" in gateway.run("ss", "-Hltn"), "a listener")
+        wait_for(lambda: "127.0.0.1%lo:8080" in gateway.run("ss", "-Hltn"), "a listener")
         assert len(gateway.run("ss", "-Hltn").splitlines()) == 1
 
 

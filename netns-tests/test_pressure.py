@@ -107,10 +107,11 @@ def test_callers_that_stall_hold_up_nobody(world: World) -> None:
     with world.gateway() as gateway, streaming(world, gateway), contextlib.ExitStack() as stack:
         gateway.status()
         for name, half in (("exec.sock", b"natgw-exec/1\0"), ("api.sock", b"PUT /v1/gateway HTTP/1.1\r\nHost: x\r\n")):
-            for _ in range(200):
+            for _ in range(2000):
                 client = stack.enter_context(contextlib.closing(socket.socket(socket.AF_UNIX)))
                 client.connect(str(gateway.run_dir / name))
-                client.sendall(half)
+                with contextlib.suppress(BrokenPipeError):  # it may have given way to another already
+                    client.sendall(half)
         gateway.verb("dnat-add", f"{EIP},1,udp,{A2},53")
         assert gateway.status()["ready"]
         assert ports_of(gateway) == {53, 1}

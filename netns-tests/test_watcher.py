@@ -243,7 +243,7 @@ def test_metrics_over_every_way(world: World) -> None:
         assert refused == "404", "nothing but metrics"
         assert gateway.run("curl", "-s", "http://127.0.0.1:9912/healthz") == "ok\n"
         listening = gateway.run("ss", "-Hltn").split()
-        assert "127.0.0.1:9912" in listening
+        assert "127.0.0.1%lo:9912" in listening
         assert len([word for word in listening if word == "LISTEN"]) == 1, "and no listener that nobody asked for"
 
 

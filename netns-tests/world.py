@@ -176,7 +176,7 @@ class Gateway(Host):
 
     ``variant`` is the iptables variant; ``own`` the address of net1 as the CNI gives it (None: noDefaultEIP, net1
     has neither address nor default route); ``environment`` is added to every call; ``state_dir`` is kept by
-    whoever gave it.
+    whoever gave it; the gateway's own directories are made in ``place``.
     """
 
     script: Path = SCRIPT
@@ -190,11 +190,12 @@ class Gateway(Host):
         own: str | None = f"{OWN}/24",
         environment: dict[str, str] | None = None,
         state_dir: Path | None = None,
+        place: Path | None = None,
     ) -> None:
         super().__init__("gw")
         self._world, self._vpc, self._own = world, vpc or world.vpc, own
         self.variant = variant
-        self._directory = Path(tempfile.mkdtemp(prefix="natgw-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="natgw-", dir=place))
         self.run_dir = self._directory / "run"
         self.state_dir = state_dir or self._directory / "state"
         self.env_file = self._directory / "nat-gateway.env"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from rules import adopt as gateway_adopt
@@ -70,10 +71,10 @@ def suspects(old: Spec, new: Spec) -> tuple[FlowFilter, ...]:
     raise TypeError("a pod does not change what it is")
 
 
-def is_stale(flow: Flow, old: Spec, new: Spec) -> bool:
-    """Whether a change took the connection's translation away, or gave one that it does not have."""
+def staleness(old: Spec, new: Spec) -> Callable[[Flow], bool]:
+    """Whether a change took a connection's translation away, or gave one that it does not have."""
     if isinstance(old, LoadBalancerSpec) and isinstance(new, LoadBalancerSpec):
-        return loadbalancer.is_stale(flow, old, new)
+        return partial(loadbalancer.is_stale, old=old, new=new)
     if isinstance(old, GatewaySpec) and isinstance(new, GatewaySpec):
-        return gateway_flows.is_stale(flow, old, new)
+        return gateway_flows.Staleness(old, new)
     raise TypeError("a pod does not change what it is")

@@ -1,7 +1,7 @@
 """What one change did, in words and as data: the objects that came, went or became others. Pure.
 
 For the journal, its log line and the HTTP face. Only objects between the first and the last difference are looked at
-(``Keyed.since``).
+(``Keyed.changes``).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _changes(old: Spec | None, new: Spec) -> Iterator[Callable[[], Change]]:
             continue
         wire = info.serialization_alias or info.alias or name
         if isinstance(now, Keyed):
-            _, gone, came = now.since(was if isinstance(was, Keyed) else Keyed())
+            gone, came = now.changes(was if isinstance(was, Keyed) else Keyed())
             yield from _listed(wire, gone, came)
         elif was != now and not (before is None and now == info.default):
             yield partial(_plain, wire, was, now)

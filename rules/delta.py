@@ -59,8 +59,9 @@ from rules.state import (
     Step,
 )
 
-# Above this many differing rules a chain is written anew: matching them up would cost more than it saves.
-REWRITE_ABOVE = 500
+# Above this many differing rules, or this part of a chain's, it is written anew: matching them up would cost more than
+# it saves.
+REWRITE_ABOVE, REWRITE_PART = 500, 20
 
 
 def delta(desired: Desired, actual: Actual) -> Plan:
@@ -272,16 +273,16 @@ def chain_edits(ref: ChainRef, have: Rules, want: Rules) -> Iterator[ChainEdit]:
     if len(old) + len(new) <= REWRITE_ABOVE:
         yield from _single_edits(ref, old, new, head)
         return
-    few = _scattered_edits(ref, old, new, head)
+    few = _scattered_edits(ref, old, new, head, max(REWRITE_ABOVE, len(have) // REWRITE_PART))
     yield from (ReplaceRules(ref, want),) if few is None else few
 
 
-def _scattered_edits(ref: ChainRef, old: Rules, new: Rules, position: int) -> list[ChainEdit] | None:
+def _scattered_edits(ref: ChainRef, old: Rules, new: Rules, position: int, most: int) -> list[ChainEdit] | None:
     """Few edits that lie far apart, told by which objects the two sequences share; None where that is not so."""
     before, after = set(map(id, old)), set(map(id, new))
     gone = [index for index, rule in enumerate(old) if id(rule) not in after]
     came = [index for index, rule in enumerate(new) if id(rule) not in before]
-    if len(gone) + len(came) > REWRITE_ABOVE:
+    if len(gone) + len(came) > most:
         return None
     if [id(rule) for rule in old if id(rule) in after] != [id(rule) for rule in new if id(rule) in before]:
         return None

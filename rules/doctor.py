@@ -216,7 +216,15 @@ def connections(facts: Facts) -> Iterator[Finding]:
     if count is None or not most:
         return
     share = count / most
-    if share >= 0.7:
+    if count >= most:
+        yield Finding(
+            check="connections",
+            severity="error",
+            finding=f"the connection tracking table is full ({most:,} entries)",
+            consequence="new connections are dropped, whoever opens them; those that stand go on",
+            remedy="raise net.netfilter.nf_conntrack_max on the node; natgw top shows who opens them",
+        )
+    elif share >= 0.7:
         yield Finding(
             check="connections",
             severity="error" if share >= 0.95 else "warning",

@@ -43,7 +43,7 @@ from typing import Literal, TypeVar
 from rules import nat
 from rules.entries import Entries
 from rules.iptables import render_rule
-from rules.keyed import HasKey, Keyed
+from rules.keyed import Keyed
 from rules.maps import (
     POSTROUTING,
     PREROUTING,
@@ -68,7 +68,7 @@ from rules.ruleset import AnyRule, ChainRef, Rules
 from rules.spec import Dnat, Eip, Fip, GatewaySpec, Interfaces, Snat
 from rules.splice import once
 
-T = TypeVar("T", bound=HasKey)
+T = TypeVar("T")
 
 Setting = Literal["auto", "off"]
 NO_TABLE = MapTable()
@@ -118,25 +118,20 @@ class _Entries:
     def __call__(self, spec: GatewaySpec) -> Entries[EntryKey, Endpoint]:
         """Every entry of the spec; where two objects make one key the older has it."""
         known, found = self._last
+        fips = spec.fips.changes(known.fips)
         changes = (
-            _singly(_eip_entry, *_between(known.eips, spec.eips))
-            | _singly(_dnat_entry, *_between(known.dnats, spec.dnats))
-            | _singly(_fip_entry, *_between(known.fips, spec.fips))
+            _singly(_eip_entry, *spec.eips.changes(known.eips))
+            | _singly(_dnat_entry, *spec.dnats.changes(known.dnats))
+            | _singly(_fip_entry, *fips)
         )
-        changes |= _fip_sources(spec.fips, *_between(known.fips, spec.fips))
-        changes |= _prefixes(spec.snats, *_between(known.snats, spec.snats))
+        changes |= _fip_sources(spec.fips, *fips)
+        changes |= _prefixes(spec.snats, *spec.snats.changes(known.snats))
         found = found.changed(changes)
         self._last = (spec, found)  # both at once: threads may call
         return found
 
 
 entries = _Entries()
-
-
-def _between(old: Keyed[T], new: Keyed[T]) -> tuple[tuple[T, ...], tuple[T, ...]]:
-    """What the one has that the other has not, and the other way round."""
-    _, gone, fresh = new.since(old)
-    return gone, fresh
 
 
 def _singly(

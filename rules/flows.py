@@ -9,9 +9,9 @@ connections that it ever gave a backend, also for those of a backend that it no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 
@@ -19,6 +19,9 @@ from rules.keyed import HasKey, Keyed
 from rules.spec import GatewaySpec, SharedDnat
 
 IP_PROTOCOLS = {"tcp": 6, "udp": 17}
+_NAMES = {number: name for name, number in IP_PROTOCOLS.items()}
+_REMEMBERED = 65536
+"""Tenants' addresses whose rules are remembered rather than looked for again."""
 T = TypeVar("T", bound=HasKey)
 
 
@@ -64,10 +67,13 @@ class FlowFilter:
 
     def matches(self, flow: Flow) -> bool:
         """Whether the entry is one of those meant."""
-        wanted = (self.orig_src, self.orig_dst, self.reply_src, self.reply_dst, self.protocol, self.orig_dport)
-        found = (flow.orig_src, flow.orig_dst, flow.reply_src, flow.reply_dst, flow.protocol, flow.orig_dport)
         return (
-            all(w is None or w == f for w, f in zip(wanted, found, strict=True))
+            (self.orig_src is None or self.orig_src == flow.orig_src)
+            and (self.orig_dst is None or self.orig_dst == flow.orig_dst)
+            and (self.reply_src is None or self.reply_src == flow.reply_src)
+            and (self.reply_dst is None or self.reply_dst == flow.reply_dst)
+            and (self.protocol is None or self.protocol == flow.protocol)
+            and (self.orig_dport is None or self.orig_dport == flow.orig_dport)
             and not (self.untranslated and (flow.source_translated or flow.destination_translated))
             and (self.source_prefix is None or _within(flow.orig_src, self.source_prefix))
         )
@@ -79,7 +85,7 @@ def suspects(old: GatewaySpec, new: GatewaySpec) -> tuple[FlowFilter, ...]:
 
 
 def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
-    for eip in new.eips.since(old.eips).old:
+    for eip in new.eips.changes(old.eips)[0]:
         if eip.key not in new.eips:
             yield FlowFilter(orig_dst=eip.ip)
             yield FlowFilter(reply_dst=eip.ip)
@@ -88,7 +94,7 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
         yield FlowFilter(orig_src=fip.internal_ip)
     for dnat in _changed(old.dnats, new.dnats):
         yield FlowFilter(orig_dst=dnat.eip, protocol=IP_PROTOCOLS[dnat.protocol], orig_dport=dnat.external_port)
-    _, left, came = new.shared_dnats.since(old.shared_dnats)
+    left, came = new.shared_dnats.changes(old.shared_dnats)
     for key in {shared.key: None for shared in (*left, *came)}:
         if (key in old.shared_dnats) != (key in new.shared_dnats):
             address, port, protocol = key
@@ -102,26 +108,40 @@ def _suspects(old: GatewaySpec, new: GatewaySpec) -> Iterator[FlowFilter]:
 
 def _changed(old: Keyed[T], new: Keyed[T]) -> Iterator[T]:
     """Objects of either side that the other does not have just so."""
-    _, gone, fresh = new.since(old)
+    gone, fresh = new.changes(old)
     yield from (item for item in gone if new.get(item.key) != item)
     yield from (item for item in fresh if old.get(item.key) != item)
 
 
-def is_stale(flow: Flow, old: GatewaySpec, new: GatewaySpec) -> bool:
-    """Whether the entry lost the rule that translated it, or passed untranslated before its rule existed."""
-    if any(a in old.eips and a not in new.eips for a in (flow.orig_dst, flow.reply_dst)):
-        return True
-    targets, new_targets = _targets(flow, old), _targets(flow, new)
-    sources, new_sources = _sources(flow, old), _sources(flow, new)
-    if flow.destination_translated:
-        target = (flow.reply_src, flow.reply_sport)
-        if target not in new_targets and _lost(flow, target, old, new):
+class Staleness:
+    """Whether an entry lost the rule that translated it, or passed untranslated before its rule existed.
+
+    Asked of many entries for one change, it looks for a tenant's rules once, whatever their number.
+    """
+
+    def __init__(self, old: GatewaySpec, new: GatewaySpec) -> None:
+        self._old, self._new = old, new
+        self._gone = {eip.ip for eip in new.eips.since(old.eips).old if eip.key not in new.eips}
+        self._origins, self._new_origins = Origins(old), Origins(new)
+
+    def __call__(self, flow: Flow) -> bool:
+        """Whether this one is stale."""
+        old, new = self._old, self._new
+        if flow.orig_dst in self._gone or flow.reply_dst in self._gone:
             return True
-    elif new_targets and not targets:
-        return True
-    if flow.source_translated:
-        return flow.reply_dst in sources and flow.reply_dst not in new_sources
-    return not flow.destination_translated and bool(new_sources) and not sources
+        if flow.destination_translated:
+            target = (flow.reply_src, flow.reply_sport)
+            if target not in _targets(flow, new) and _lost(flow, target, old, new):
+                return True
+        elif _is_sent_on(flow, new) and not _is_sent_on(flow, old):
+            return True
+        if flow.source_translated:
+            return self._origins.had(flow, flow.reply_dst) and not self._new_origins.had(flow, flow.reply_dst)
+        return (
+            not flow.destination_translated
+            and bool(self._new_origins.of(flow.orig_src))
+            and not self._origins.of(flow.orig_src)
+        )
 
 
 def _lost(flow: Flow, target: tuple[str, int], old: GatewaySpec, new: GatewaySpec) -> bool:
@@ -132,18 +152,21 @@ def _lost(flow: Flow, target: tuple[str, int], old: GatewaySpec, new: GatewaySpe
     return _shared(flow, new) is None or target in _exclusive(flow, old) - _backends(flow, old)
 
 
+def _is_sent_on(flow: Flow, spec: GatewaySpec) -> bool:
+    """Whether a rule of the spec translates the destination of such a connection."""
+    key = _mapped(flow)
+    return flow.orig_dst in spec.fips or key in spec.dnats or key in spec.shared_dnats
+
+
 def _targets(flow: Flow, spec: GatewaySpec) -> set[tuple[str, int]]:
     """Where rules of the spec send a connection to this destination: every rule that could have decided it."""
     return _exclusive(flow, spec) | _backends(flow, spec)
 
 
 def _exclusive(flow: Flow, spec: GatewaySpec) -> set[tuple[str, int]]:
-    fip = spec.fips.get(flow.orig_dst)
+    fip, dnat = spec.fips.get(flow.orig_dst), spec.dnats.get(_mapped(flow))
     targets = {(fip.internal_ip, flow.orig_dport)} if fip else set()
-    for name, number in IP_PROTOCOLS.items():
-        if number == flow.protocol and (dnat := spec.dnats.get((flow.orig_dst, flow.orig_dport, name))):
-            targets.add((dnat.internal_ip, dnat.internal_port))
-    return targets
+    return targets | {(dnat.internal_ip, dnat.internal_port)} if dnat else targets
 
 
 def _backends(flow: Flow, spec: GatewaySpec) -> set[tuple[str, int]]:
@@ -153,16 +176,60 @@ def _backends(flow: Flow, spec: GatewaySpec) -> set[tuple[str, int]]:
 
 def _shared(flow: Flow, spec: GatewaySpec) -> SharedDnat | None:
     """The shared DNAT that decides a connection to this destination."""
-    protocol = next((name for name, number in IP_PROTOCOLS.items() if number == flow.protocol), None)
-    return spec.shared_dnats.get((flow.orig_dst, flow.orig_dport, protocol))
+    return spec.shared_dnats.get(_mapped(flow))
 
 
-def _sources(flow: Flow, spec: GatewaySpec) -> set[str]:
-    """The external addresses that rules of the spec could have given this connection's source."""
-    floating = {fip.eip for fip in spec.fips if fip.internal_ip == flow.orig_src}
-    # From the tenant's side by an EIP back to the tenant's side, the EIP itself becomes the source.
-    hairpin = {flow.orig_dst} if flow.destination_translated and flow.orig_dst in spec.eips else set()
-    return floating | hairpin | {snat.eip for snat in spec.snats if _within(flow.orig_src, snat.internal_cidr)}
+def _mapped(flow: Flow) -> tuple[str, int, str | None]:
+    """What identifies a port mapping that such a connection would meet."""
+    return (flow.orig_dst, flow.orig_dport, _NAMES.get(flow.protocol))
+
+
+class Origins:
+    """The external addresses that rules of a spec give the connections of a tenant's address."""
+
+    def __init__(self, spec: GatewaySpec) -> None:
+        self._spec = spec
+        self._known: dict[str, frozenset[str]] = {}
+
+    def had(self, flow: Flow, source: str) -> bool:
+        """Whether a rule could have given this connection that source."""
+        if source in self.of(flow.orig_src):
+            return True
+        # From the tenant's side by an EIP back to the tenant's side, the EIP itself becomes the source.
+        return flow.destination_translated and source == flow.orig_dst and source in self._spec.eips
+
+    def of(self, address: str) -> frozenset[str]:
+        """What floating IPs and source translations give it."""
+        found = self._known.get(address)
+        if found is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            found = self._known[address] = frozenset(self._search(address))
+        return found
+
+    def _search(self, address: str) -> Iterator[str]:
+        yield from self._floating.get(address, ())
+        number = int(IPv4Address(address))
+        for shift, networks in self._translated.items():
+            yield from networks.get(number >> shift, ())
+
+    @cached_property
+    def _floating(self) -> Mapping[str, list[str]]:
+        """EIPs by the internal address."""
+        found: dict[str, list[str]] = {}
+        for fip in self._spec.fips:
+            found.setdefault(fip.internal_ip, []).append(fip.eip)
+        return found
+
+    @cached_property
+    def _translated(self) -> Mapping[int, Mapping[int, list[str]]]:
+        """EIPs by the number of an address's bits that do not matter, and by the others."""
+        found: dict[int, dict[int, list[str]]] = {}
+        for snat in self._spec.snats:
+            network, _, length = snat.internal_cidr.partition("/")
+            shift = 32 - int(length)
+            found.setdefault(shift, {}).setdefault(int(IPv4Address(network)) >> shift, []).append(snat.eip)
+        return found
 
 
 @lru_cache(maxsize=4096)

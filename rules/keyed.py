@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar, get_args
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from rules.splice import Splice, splice
+from rules.splice import Splice, scattered, splice
 
 
 class HasKey(Protocol):
@@ -80,6 +80,10 @@ class Keyed(Generic[T]):
         if known is None or known[0] is not old:
             known = self._remember(old, splice(tuple(old), tuple(self)))
         return known[1]
+
+    def changes(self, old: Keyed[T]) -> tuple[tuple[T, ...], tuple[T, ...]]:
+        """What left since ``old``, and what came; what stayed is neither, unless it changed places."""
+        return scattered(self.since(old))
 
     def _remember(self, old: Keyed[T], how: Splice[T]) -> tuple[Keyed[T], Splice[T]]:
         old._known = None  # else each version would keep all before it

@@ -38,6 +38,17 @@ def splice(old: tuple[T, ...], new: tuple[T, ...]) -> Splice[T]:
     return Splice(head, old[head : n - tail], new[head : m - tail])
 
 
+def scattered(how: Splice[T]) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    """What went and what came, without the objects that stayed between; all of them if these changed places."""
+    _, old, new = how
+    if not old or not new:
+        return old, new
+    before, after = set(map(id, old)), set(map(id, new))
+    if [id(item) for item in old if id(item) in after] != [id(item) for item in new if id(item) in before]:
+        return old, new
+    return tuple(item for item in old if id(item) not in after), tuple(item for item in new if id(item) not in before)
+
+
 def _longest(equal: Callable[[int, int], bool], most: int) -> int:
     """How many elements from the start on are equal; ``equal`` says so of those from one position to another."""
     if equal(0, most):
@@ -65,7 +76,10 @@ class Rendered(Generic[T, R]):
         known, results = self._last
         head, gone, fresh = splice(known, wanted)
         if gone or fresh:
-            results = (*results[:head], *map(self._render, fresh), *results[head + len(gone) :])
+            # Far apart changes have what stayed between them: its results stay the same objects, too.
+            stayed = {id(item): result for item, result in zip(gone, results[head:], strict=False)}
+            made = (stayed[id(item)] if id(item) in stayed else self._render(item) for item in fresh)
+            results = (*results[:head], *made, *results[head + len(gone) :])
         self._last = (wanted, results)  # both at once: threads may call
         return results
 

@@ -19,8 +19,8 @@ RUN_NEEDS=(
 )
 BUILD_NEEDS=(gcc:gcc /usr/include/stdio.h:libc6-dev)
 TEST_NEEDS=(
-    openssl:openssl iperf3:iperf3 nc:netcat-openbsd ethtool:ethtool /usr/lib/frr/bfdd:frr vtysh:frr bird:bird2 birdc:bird2
-    chromium:chromium
+    openssl:openssl iperf3:iperf3 nc:netcat-openbsd ethtool:ethtool mkfs.ext4:e2fsprogs mount:mount /usr/lib/frr/bfdd:frr vtysh:frr bird:bird2 birdc:bird2
+    chromium:chromium apparmor_parser:apparmor
     ovs-vswitchd:openvswitch-switch ovn-northd:ovn-central ovn-controller:ovn-host promtool:prometheus
 )
 IMAGE_NEEDS=(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from api.directories import own
 
 OTHER = 65534
+SCRIPT = Path(__file__).parents[1] / "image/rootfs/kube-ovn/nat-gateway.sh"
 
 
 def test_what_is_ours_alone_is_left_as_it_is(tmp_path: Path) -> None:
@@ -44,3 +47,37 @@ def test_anothers_directory_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path, OTHER, OTHER)
     with pytest.raises(PermissionError, match=f"belongs to user {OTHER}"):
         own(tmp_path)
+
+
+def verb(run_dir: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NATGW_RUN_DIR": str(run_dir)}
+    argv = ["bash", str(SCRIPT), "init"]
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_a_verb_is_told_to_nobody_but_the_gateway(tmp_path: Path) -> None:
+    """Another user has put a socket where the daemon's would be."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "exec.sock"))
+        child = os.fork()
+        if child == 0:
+            os.setuid(OTHER)
+            listener.listen()  # whose credentials callers see
+            os._exit(0)
+        os.waitpid(child, 0)
+        done = verb(tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"user {OTHER} listens on {tmp_path}/exec.sock, who is not the gateway" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["start.lock", "natgw.log"])
+def test_a_verb_follows_no_link_that_was_laid_for_it(tmp_path: Path, name: str) -> None:
+    run, target = tmp_path / "run", tmp_path / "precious"
+    target.write_text("precious")
+    run.mkdir()
+    (run / name).symlink_to(target)
+    done = verb(run)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert target.read_text() == "precious"
+    assert not (run / "exec.sock").exists()

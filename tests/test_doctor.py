@@ -121,6 +121,12 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
         "error",
         "holds 260,000 of 262,144 (99%)",
     ),
+    (
+        {"around": settings(**{CONNTRACK_COUNT.replace("/", "__"): 262_144})},
+        "connections",
+        "error",
+        "the connection tracking table is full (262,144 entries)",
+    ),
     ({"around": settings(**{CONNTRACK_COUNT.replace("/", "__"): 200_000})}, "connections", "warning", "(76%)"),
     ({"around": settings(**{CONNTRACK_MAX.replace("/", "__"): 4096})}, "connections", "warning", "only 4,096 entries"),
     ({"gateways": (Asked("net1", "192.168.0.1"),)}, "gateway", "error", "192.168.0.1 does not answer ARP on net1"),

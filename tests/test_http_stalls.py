@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 import ssl
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from api import main
 from api.http_connections import Patience
 from api.tls import Exposure, TlsFiles
 from gateway import meters
@@ -226,3 +228,16 @@ def test_no_more_are_open_than_there_may_be_and_the_rest_waits_its_turn(
             streams.pop().close()  # type: ignore[attr-defined]
             late.settimeout(10)
             assert late.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_the_daemon_asks_for_as_many_descriptors_as_that_takes() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        main._more_descriptors()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, main.DESCRIPTORS), hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        main._more_descriptors()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.audit_verdict import verdict
+
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for room in ("api", "gateway", "rules", "lab", "image") for path in (ROOT / room).rglob("*.py"))
 SHELLS = re.compile(r"(?:/bin/|/usr/bin/)?(?:ba|da|z|k|a)?sh")
@@ -53,6 +55,48 @@ def test_no_shell_runs_our_commands() -> None:
     found = {str(path.relative_to(ROOT)): len(list(shells(ast.parse(path.read_text())))) for path in SOURCES}
     assert {path: count for path, count in found.items() if count} == CONTROLLERS
     assert len(found) > 100
+
+
+@pytest.mark.parametrize("path", ["scripts/setup.sh", "image/Dockerfile"])
+def test_what_is_installed_is_checked_against_its_hashes_or_was_made_here(path: str) -> None:
+    text = (ROOT / path).read_text().replace("\\\n", " ")
+    installs = re.findall(r'(?:bin/pip"?|"\$\{pip\[@\]\}")((?: [^&;\n]*)?)', text)
+    said = [
+        words for words in installs if "install" in words or "wheel" in words or "-r " in words or "--editable" in words
+    ]
+    assert len(said) >= 3
+    assert [words for words in said if "--require-hashes" not in words and "--no-index" not in words] == []
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "last"),
+    [
+        ([{"name": "a", "version": "1", "vulns": []}], 0, "1 of 1 dependencies checked; known vulnerabilities: 0"),
+        (
+            [{"name": "a", "skip_reason": "none"}] * 2,
+            2,
+            "NOTHING CHECKED: no vulnerability data is to be had here for any of 2",
+        ),
+        (
+            [{"name": "a", "version": "1", "vulns": []}, {"name": "b", "skip_reason": "none"}],
+            2,
+            "1 of 2 dependencies checked; NOT CHECKED, for want of data: b",
+        ),
+        (
+            [
+                {"name": "a", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2"]}]},
+                {"name": "b", "skip_reason": ""},
+            ],
+            1,
+            "known vulnerabilities: 1",
+        ),
+    ],
+)
+def test_the_audit_says_what_it_could_not_check(found: list[dict[str, object]], status: int, last: str) -> None:
+    code, lines = verdict(found)
+    assert code == status
+    assert last in lines[-1]
+    assert len(lines) == 1 + (status == 1)
 
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock", "requirements-build.lock"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rules import commands as c
 from rules.edit import edit, edit_all
-from rules.flows import Flow, FlowFilter, is_stale, suspects
+from rules.flows import Flow, FlowFilter, Staleness, suspects
 from rules.packet import Packet
 from rules.routing import Host
 from rules.ruleset import ChainRef, Dnat, Rule, Snat
@@ -98,9 +98,18 @@ def test_a_connection_whose_rules_stand_is_never_stale(change: tuple[GatewaySpec
     for before, after, flow in fates(old, new):
         used = translations(before)
         stands = used and all(ref and rule in chains[ref] for ref, rule in used) and not lost_eip(flow, old, new)
+        stands = stands and not lost_share(used, flow, new)
         # Where only the source was translated, a destination that is translated from now on is another matter.
         if stands and (flow.destination_translated or not entry(after).destination_translated):
-            assert not is_stale(flow, old, new)
+            assert not Staleness(old, new)(flow)
+
+
+def lost_share(used: list[tuple[ChainRef | None, Rule]], flow: Flow, new: GatewaySpec) -> bool:
+    """Whether its destination was chosen by a shared DNAT, which stands in no chain, and which is gone."""
+    if not flow.destination_translated or any(isinstance(rule.target, Dnat) for _, rule in used):
+        return False
+    protocol = next(name for name, number in NUMBERS.items() if number == flow.protocol)
+    return (flow.orig_dst, flow.orig_dport, protocol) not in new.shared_dnats
 
 
 def lost_eip(flow: Flow, old: GatewaySpec, new: GatewaySpec) -> bool:
@@ -114,7 +123,7 @@ def test_a_translated_connection_that_would_fare_the_same_again_is_not_stale(
 ) -> None:
     for before, after, flow in fates(*change):
         if translations(before) and before.outcome == after.outcome and not lost_eip(flow, *change):
-            assert not is_stale(flow, *change)
+            assert not Staleness(*change)(flow)
 
 
 @some.quick
@@ -122,7 +131,7 @@ def test_a_translated_connection_that_would_fare_the_same_again_is_not_stale(
 def test_a_stale_connection_is_always_among_the_suspects(change: tuple[GatewaySpec, GatewaySpec]) -> None:
     looked_at = suspects(*change)
     for _, _, flow in fates(*change):
-        if is_stale(flow, *change):
+        if Staleness(*change)(flow):
             assert any(suspect.matches(flow) for suspect in looked_at)
 
 
@@ -132,7 +141,7 @@ def test_what_passed_untranslated_before_its_rule_existed_is_stale(change: tuple
     for before, after, flow in fates(*change):
         passed = not translations(before) and (before.verdict == "local" or before.out_interface == "net1")
         if passed and after.reply is not None and translations(after):
-            assert is_stale(flow, *change)
+            assert Staleness(*change)(flow)
 
 
 @some.quick
@@ -147,7 +156,7 @@ def test_what_lost_its_rule_is_stale(change: tuple[GatewaySpec, GatewaySpec]) ->
         lost_target = lost_target and not (before.backends and shared_key(flow) in new.shared_dnats)
         lost_source = flow.source_translated and flow.reply_dst not in named
         if lost_target or lost_source:
-            assert is_stale(flow, old, new)
+            assert Staleness(old, new)(flow)
 
 
 def shared_key(flow: Flow) -> tuple[str, int, str]:
@@ -167,14 +176,14 @@ def test_a_connection_of_a_shared_mapping_lives_as_long_as_that(change: tuple[Ga
             lost = not stands and (flow.reply_src, flow.reply_sport) not in ends
             former = old.fips.get(flow.orig_dst)  # a floating IP to the same end that goes may have been its rule, too
             if not (former and former.internal_ip == flow.reply_src):
-                assert is_stale(flow, old, new) is lost
+                assert Staleness(old, new)(flow) is lost
 
 
 @some.quick
 @given(some.specs)
 def test_nothing_is_stale_where_nothing_changed(spec: GatewaySpec) -> None:
     assert not suspects(spec, spec)
-    assert not any(is_stale(flow, spec, spec) for _, _, flow in fates(spec, spec))
+    assert not any(Staleness(spec, spec)(flow) for _, _, flow in fates(spec, spec))
 
 
 EIP, OTHER = "192.168.0.20", "192.168.0.21"
@@ -249,7 +258,7 @@ def test_changes(before: list[c.Command], change: list[c.Command], packet: Packe
     assert old is not None
     assert new is not None
     flow = entry(fate(packet, old))
-    assert is_stale(flow, old, new) is stale
+    assert Staleness(old, new)(flow) is stale
     if stale:
         assert any(suspect.matches(flow) for suspect in suspects(old, new))
 
@@ -260,9 +269,9 @@ def test_what_foreign_rules_translated_is_left_alone() -> None:
     new = edit_all(old, [UNDNAT, UNSNAT])
     assert new is not None
     masqueraded = replace(entry(fate(TENANT, GatewaySpec())), reply_dst="192.168.0.11")
-    assert not is_stale(masqueraded, old, new)
+    assert not Staleness(old, new)(masqueraded)
     redirected = replace(entry(fate(OUTSIDE, GatewaySpec())), reply_src="10.0.9.9")
-    assert not is_stale(redirected, old, new)
+    assert not Staleness(old, new)(redirected)
 
 
 def test_one_more_rule_makes_suspects_only_of_what_it_is_about() -> None:
@@ -303,5 +312,5 @@ def test_a_connection_of_a_backend_that_went_earlier_ends_with_its_mapping() -> 
     less = edit(first, share("10.0.1.6"))
     assert not suspects(first, less)
     gone = edit(less, UNSHARE)
-    assert is_stale(flow, less, gone)
+    assert Staleness(less, gone)(flow)
     assert [found for found in suspects(less, gone) if found.matches(flow)]

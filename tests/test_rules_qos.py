@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rules import qos
 from rules.keyed import Keyed
+from rules.qos_tree import Unshapeable
 from rules.spec import EipLimit, GatewaySpec, InterfaceLimit, Interfaces
 from rules.tc import (
     ROOT_TABLE,
@@ -331,7 +332,7 @@ def test_a_burst_is_as_long_as_the_kernel_has_room_for() -> None:
 )
 def test_an_interface_that_cannot_have_limits_is_named(interface: str, direction: str, says: str) -> None:
     fields = {"interface": interface, "direction": direction, "rateMax": "1", "burstMax": "1"}
-    with pytest.raises(qos.Unshapeable, match=says):
+    with pytest.raises(Unshapeable, match=says):
         qos.statements(with_limits(InterfaceLimit.model_validate(fields)), {})
 
 
@@ -350,5 +351,5 @@ def test_more_prefixes_of_one_length_than_fit_are_refused_in_words() -> None:
         for n in range(64)
     ]
     assert applied(with_limits(*limits[:63]))
-    with pytest.raises(qos.Unshapeable, match="no more than 63"):
+    with pytest.raises(Unshapeable, match="no more than 63"):
         qos.statements(with_limits(*limits), {})

@@ -47,6 +47,14 @@ def test_only_what_is_new_is_rendered() -> None:
     assert asked == []
 
 
+def test_what_stays_between_two_changes_stays_the_same_object() -> None:
+    rendered = Rendered[Eip, object](lambda _: object())
+    eips = [Eip(address=f"192.168.{i // 250}.{i % 250 + 1}/16") for i in range(1000)]
+    first = rendered(eips[:-1])
+    after = rendered([*eips[:5], *eips[6:]])
+    assert after[:-1] == (*first[:5], *first[6:])
+
+
 def test_once_asks_again_for_equal_arguments_that_are_not_the_same() -> None:
     asked: list[object] = []
 
@@ -82,3 +90,8 @@ def test_a_collection_knows_how_it_became_what_it_is(steps: list[tuple[bool, int
         was = tuple(old)
         assert was[head : head + len(gone)] == gone
         assert (*was[:head], *fresh, *was[head + len(gone) :]) == tuple(new)
+        left, came = new.changes(old)
+        stayed = [eip for eip in old if eip not in left]
+        assert stayed == [eip for eip in new if eip not in came]
+        assert len(stayed) + len(came) == len(new)
+        assert len(stayed) + len(left) == len(old)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.traffic import TrafficReader, conntrack
+from api.traffic import TrafficReader, conntrack, warnings
 from gateway.traffic import Traffic
 from tests.gateway_kit import STATE, example
 from tests.http_kit import Face, face
@@ -33,6 +33,15 @@ def proc(tmp_path: Path) -> Path:
 @pytest.fixture
 def asked(tmp_path: Path) -> Iterator[Face]:
     yield from face(tmp_path)
+
+
+def test_a_full_table_is_called_full(proc: Path) -> None:
+    assert warnings(conntrack(proc)) == []
+    (proc / "sys/net/netfilter/nf_conntrack_count").write_text("262144\n")
+    (said,) = warnings(conntrack(proc))
+    assert said == (
+        "the connection tracking table is full (262,144 entries): new connections are dropped (3 packets so far)"
+    )
 
 
 def test_the_figures_of_all_cpus_are_summed_up(proc: Path) -> None:

@@ -151,3 +151,15 @@ def test_a_record_says_who_was_behind_an_eip_and_port() -> None:
     assert (said["original"]["sourceIP"], said["original"]["sourcePort"]) == ("10.0.1.7", 1234)
     assert (said["translated"]["sourceIP"], said["translated"]["sourcePort"]) == (EIP2, 40000)
     assert said["natType"] == ["snat"]
+
+
+def test_a_link_that_lies_where_the_log_should_is_not_followed(tmp_path: Path) -> None:
+    target, path = tmp_path / "precious", tmp_path / "flows"
+    target.write_text("precious")
+    path.symlink_to(target)
+    tally = Tally()
+    log = LogFile(path, 1 << 20, 2, tally)
+    log.put("start", b"{}\n")
+    log.flush()
+    assert target.read_text() == "precious"
+    assert tally.drops == {"write_error": 1}

@@ -12,7 +12,8 @@ import logging
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,9 @@ _NLA = struct.Struct("=HH")  # length, type
 # share, and looks at each entry of this one.
 _WALK = 4000
 _LOOKS_PER_DECODED = 12
+
+_AT_ONCE = 512
+"""Entries looked at between two breaths: some milliseconds."""
 
 # Where the kernel keeps the namespace's figures.
 _PROC = Path("/proc/sys/net/netfilter")
@@ -75,31 +79,45 @@ class KernelFlows:
 
     def matching(self, filters: Iterable[FlowFilter]) -> list[Flow]:
         """Entries that match any of the filters, each once; raises Refused."""
+        return _once(flow for flow in self._found(filters, self._netlink) if flow)
+
+    def end(self, filters: Iterable[FlowFilter], stale: Callable[[Flow], bool]) -> Iterator[int]:
+        """Delete the entries that match any of the filters and are ``stale``, and yield how many went, again and again.
+
+        Between two of these lie some hundred entries: nothing of a table of hundreds of thousands is kept here. Raises
+        Refused. One that matches two filters may be met twice; it goes once.
+        """
+        with closing(Netlink(NETLINK_NETFILTER)) as reading:  # its own: deletions and others' requests come in between
+            doomed: list[Flow] = []
+            for number, flow in enumerate(self._found(filters, reading), start=1):
+                if flow and stale(flow):
+                    doomed.append(flow)
+                if number % _AT_ONCE == 0:
+                    yield self.delete(doomed)
+                    doomed = []
+            yield self.delete(doomed)
+
+    def _found(self, filters: Iterable[FlowFilter], reading: Netlink) -> Iterator[KernelFlow | None]:
+        """Entries that match any of the filters, some twice; None for each that was read and is not meant."""
         wanted = list(dict.fromkeys(filters))
         entries = self.count() if wanted else 0
         if not entries:
-            return []
+            return
         try:
             if self._kernel_filters and _worth_filtering(wanted, entries):
                 try:
-                    return _once(flow for each in wanted for flow in self._dump([each], _filtered(each)))
+                    for each in wanted:
+                        yield from _dump(reading, [each], _filtered(each))
                 except OSError as error:
                     if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                         raise
                     log.warning("the kernel cannot filter its connection tracking table (%s): reading all of it", error)
                     self._kernel_filters = False
-            return _once(self._dump(wanted, _all()))
+                else:
+                    return
+            yield from _dump(reading, wanted, _all())
         except OSError as error:
             raise _refused("read the connection tracking table", error) from error
-
-    def _dump(self, wanted: Sequence[FlowFilter], request: Message) -> Iterator[KernelFlow]:
-        sieve = _Sieve(wanted)
-        for said in self._netlink.stream(request):
-            entry = _entry(said)
-            if entry is not None and (candidates := sieve.candidates(entry)):
-                flow = _flow(entry)
-                if any(each.matches(flow) for each in candidates):
-                    yield flow
 
     def delete(self, flows: Iterable[Flow]) -> int:
         """Delete these entries; returns how many were still there.
@@ -108,13 +126,24 @@ class KernelFlows:
         """
         requests = [Message(_DELETE, 0, _deletion(flow)) for flow in flows]
         try:
-            answers = self._netlink.request(requests)
+            refused = self._netlink.refusals(requests)
         except OSError as error:
             raise _refused("delete flows", error) from error
-        for answer in answers:
-            if answer is not None and answer.code != errno.ENOENT:
+        for answer in refused:
+            if answer.code != errno.ENOENT:
                 raise Refused("delete flows", answer.words, retryable=answer.code in (errno.EBUSY, errno.EAGAIN))
-        return sum(answer is None for answer in answers)
+        return len(requests) - len(refused)
+
+
+def _dump(reading: Netlink, wanted: Sequence[FlowFilter], request: Message) -> Iterator[KernelFlow | None]:
+    sieve = _Sieve(wanted)
+    for said in reading.stream(request):
+        entry = _entry(said)
+        if entry is None or not (candidates := sieve.candidates(entry)):
+            yield None
+            continue
+        flow = _flow(entry)
+        yield flow if any(each.matches(flow) for each in candidates) else None
 
 
 def _refused(step: str, error: OSError) -> Refused:

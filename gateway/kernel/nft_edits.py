@@ -26,8 +26,8 @@ _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _NLM_F_ECHO, _NLM_F_APPEND = 0x8, 0x800
 _ERESTART = 85  # another generation than the one that was named
 _BATCH = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES >> 8)
-MOST = 200
-"""Edits at once; more are the tool's, and what they send fits the socket's buffer."""
+MOST = 1000
+"""Edits at once; more are the tool's. Their answers (3 kB each, as the kernel counts) fit the socket's buffer."""
 
 Chains = Mapping[ChainRef, Rules]
 

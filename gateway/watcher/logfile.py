@@ -63,8 +63,9 @@ class LogFile:
             batch = batch[os.write(fd, batch) :]
 
     def _open(self) -> int:
-        # Others of the pod have no business with who talked to whom.
-        self._fd = fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        # Others of the pod have no business with who talked to whom, and lay no link to where it is written.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = fd = os.open(self._path, flags, 0o600)
         self._size = os.fstat(fd).st_size
         return fd
 

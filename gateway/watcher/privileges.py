@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 
 NOBODY = 65534
 
@@ -24,6 +25,8 @@ class _Sets(ctypes.Structure):
 def give_up(user: int | None) -> None:
     """Become ``user`` (None: stay who we are) with CAP_NET_ADMIN and no other capability, for good. Raises OSError.
 
+    Where CAP_SETUID and CAP_SETGID are missing, we stay who we are, too.
+
     Without root nothing changes but that nothing can be gained any more.
     """
     libc = ctypes.CDLL(None, use_errno=True)
@@ -33,9 +36,11 @@ def give_up(user: int | None) -> None:
                 libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
         if user is not None:
             libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
-            os.setgroups([])
-            os.setresgid(user, user, user)
-            os.setresuid(user, user, user)
+            # A container that has no more capabilities than it needs cannot: then root's name stays, its privileges go.
+            with suppress(PermissionError):
+                os.setgroups([])
+                os.setresgid(user, user, user)
+                os.setresuid(user, user, user)
         only = 1 << _CAP_NET_ADMIN
         sets = (_Sets * 2)(_Sets(only, only, 0), _Sets(0, 0, 0))
         if libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), sets):

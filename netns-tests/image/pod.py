@@ -164,7 +164,8 @@ class Pod(Gateway):
         options = ("--network", f"ns:/run/netns/{self.name}", "--env", "GATEWAY_V4=192.168.0.1", "--env", "GATEWAY_V6=")
         self._container = Container(*options, *self._options, command=command)
         self.run_dir = self._container.root / "run/natgw"
-        self._container.run(*POST_START)
+        if self._options[: len(CONTROLLER)] == CONTROLLER:  # what the hook sets is set in this namespace already
+            self._container.run(*POST_START)
 
     def remove(self) -> None:
         if self._container is not None:

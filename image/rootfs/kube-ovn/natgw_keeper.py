@@ -137,7 +137,9 @@ class Keeper:
 
     def start(self):
         """Start the daemon. Its stderr and ours is its log, opened anew each time because the daemon rotates it."""
-        log = posix.open(self.run_dir + "/natgw.log", posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND)
+        log = posix.open(
+            self.run_dir + "/natgw.log", posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_NOFOLLOW
+        )
         posix.dup2(log, 2)
         posix.close(log)
         if self.why:

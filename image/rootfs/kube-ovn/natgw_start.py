@@ -13,7 +13,11 @@ import sys
 
 READY_SECONDS = 10.0
 LISTENER_FD = 3
-LOCATIONS = (b"NATGW_RUN_DIR", b"NATGW_STATE_DIR", b"NATGW_ENV_FILE", b"NATGW_TOKEN_FILE")
+LOCATIONS = (
+    *(b"NATGW_RUN_DIR", b"NATGW_STATE_DIR", b"NATGW_ENV_FILE", b"NATGW_TOKEN_FILE"),
+    *(b"NATGW_TLS_CERT", b"NATGW_TLS_KEY", b"NATGW_TLS_CLIENT_CA"),
+)
+OWN_FILE = posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC  # no link that others may have laid leads us away
 HELP = ("help", "--help", "-h")
 
 
@@ -27,7 +31,7 @@ def start(run_dir, connect, arguments):
         program = "import sys; from api.execverbs import help_text; sys.stdout.write(help_text())"
         posix.execv(sys.executable, [sys.executable, "-P", "-c", program])
     make_directory(run_dir)
-    lock = posix.open(run_dir + "/start.lock", posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, 0o600)
+    lock = posix.open(run_dir + "/start.lock", posix.O_RDWR | OWN_FILE, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         client = connect(run_dir + "/exec.sock")
@@ -39,7 +43,7 @@ def start(run_dir, connect, arguments):
 def launch(run_dir, connect):
     """Ask the keeper for a daemon, wait until it is ready, connect. Where there is no keeper, start one."""
     log = run_dir + "/natgw.log"
-    log_fd = posix.open(log, posix.O_WRONLY | posix.O_CREAT | posix.O_APPEND | posix.O_CLOEXEC, 0o600)
+    log_fd = posix.open(log, posix.O_WRONLY | posix.O_APPEND | OWN_FILE, 0o600)
     logged_before = posix.fstat(log_fd).st_size
     posix.close(log_fd)
     child = None

@@ -26,7 +26,18 @@ def connect(path):
     except (FileNotFoundError, ConnectionRefusedError):
         client.close()
         return None
+    # Who listens there is asked of the kernel: where others may write to the directory, it could be anybody.
+    _pid, uid, _gid = credentials(client)
+    if uid not in (0, posix.geteuid()):
+        client.close()
+        raise Failure(f"user {uid} listens on {path}, who is not the gateway")
     return client
+
+
+def credentials(client):
+    """Process, user and group of who listens (SO_PEERCRED, struct ucred)."""
+    said = client.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+    return [int.from_bytes(said[at : at + 4], sys.byteorder) for at in (0, 4, 8)]
 
 
 def request(arguments):

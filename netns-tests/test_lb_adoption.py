@@ -1,0 +1,58 @@
+"""A load balancer that Kube-OVN's lb-svc.sh left: what is adopted, what is done about it, and who notices.
+
+The goldens are in ``adoption/lb-svc/``, as those of NAT gateways are (``test_adoption.py``).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from adoption.balancer import COMMANDS
+from adoption.golden import adopted, agrees, edits
+from pod import CLUSTER_IP, DNS, HTTP, LB_IP, Pod, plugged
+from traffic import Stream, tcp, udp
+from world import A1, World, wait_for
+
+from rules.loadbalancer import LoadBalancerSpec
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World() as made:
+        made.vpc.a1.ip(f"addr add {CLUSTER_IP}/32 dev lo")
+        made.vpc.router.ip(f"route add {CLUSTER_IP}/32 via {A1}")
+        yield made
+
+
+@pytest.fixture(params=["legacy", "nft"])
+def pod(world: World, request: pytest.FixtureRequest) -> Iterator[Pod]:
+    with plugged(world, request.param) as made:
+        yield made
+
+
+def test_a_load_balancer_is_taken_over_and_nobody_notices(world: World, pod: Pod) -> None:
+    for command in COMMANDS:
+        pod.run(*(f"iptables-{pod.variant}" if word == "iptables" else word for word in command))
+    spec, plan = adopted(pod)
+    agrees("lb-svc", COMMANDS, spec, plan)
+    world.rival.ip("neigh flush dev eth0")  # whoever had that address before was another test's
+    web = world.vpc.a1.tcp_server(8080)
+    flows = [tcp(client, (LB_IP, 80), web) for client in (world.internet, world.rival) for _ in range(50)]
+    dns = world.vpc.a1.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
+    dns.bind((CLUSTER_IP, 5353))
+    with Stream(udp(world.internet, (LB_IP, 53), dns)) as stream:
+        wait_for(lambda: stream.sent > 50, "the stream runs")
+        pod.sequence()
+        assert LoadBalancerSpec.model_validate(pod.get("/v1/load-balancer")) == spec
+        assert (f"[{edits(plan)} step" in pod.log()) == bool(plan)
+        running = stream.sent
+        pod.verb("init")  # it comes again with every update of the pod
+        pod.sequence(HTTP, DNS)
+        wait_for(lambda: stream.sent > running + 50, "the stream runs on")
+        assert pod.arp()
+        assert pod.get("/v1/drift")["now"] == []
+    assert stream.lost == 0
+    for flow in flows:
+        flow.talk()

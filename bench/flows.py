@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bench import scenes, upstream
 from bench.bed import Bed, Gateway, Spec, gateway, settle
-from bench.generator import ENTRIES, Line, Traffic
+from bench.generator import ENTRIES, Traffic, line
 from bench.report import Figure, Report
 from bench.scale import Scale
 
@@ -20,7 +20,8 @@ MODES = {"maps": "auto", "chains alone": "off"}
 UNIT = "new connections per second of one processor"
 NOTES = (
     "Each connection is one frame; connections are counted where they arrive translated, and divided by the CPU time "
-    "of the kernel thread that polls the gateway's interface, so neither the generator nor other work is in it."
+    "of the kernel thread that polls the gateway's interface, so neither the generator nor other work is in it. Of "
+    "a few bursts the quickest counts, because other work can only slow them."
 )
 WHICH = (
     "How many mappings there are and how many of them are met are told apart: connections to one mapping, to 1,000 and "
@@ -45,19 +46,20 @@ class Subject:
     traffic: Traffic
 
 
-def measure(subjects: list[Subject], rounds: int, seconds: float) -> list[Figure]:
-    """Every subject once per round, in an order of chance. Fails where a packet arrives otherwise than it should."""
+def measure(subjects: list[Subject], rounds: int, bursts: int, seconds: float) -> list[Figure]:
+    """Every subject once per round, in an order of chance, and of a few bursts the quickest: what disturbs only slows.
+
+    Fails where a packet arrives otherwise than it should.
+    """
     values: dict[tuple[str, int | None], list[float]] = {(one.label, one.size): [] for one in subjects}
     for _ in range(rounds):
         for subject in random.sample(subjects, len(subjects)):
-            line = Line(subject.bed, subject.traffic)
-            try:
-                done = line.round(seconds)
-            finally:
-                line.close()
-            if done.astray or not done.arrived or done.arrived > ENTRIES:
-                raise RuntimeError(f"{subject.label}, {subject.size}: {done}")
-            values[subject.label, subject.size].append(done.per_core)
+            with line(subject.bed, subject.traffic) as through:
+                ran = [through.round(seconds) for _ in range(bursts)]
+            for done in ran:
+                if done.astray or not done.arrived or done.arrived > ENTRIES:
+                    raise RuntimeError(f"{subject.label}, {subject.size}: {done}")
+            values[subject.label, subject.size].append(max(done.per_core for done in ran))
     return [Figure(label, tuple(found), size) for (label, size), found in values.items()]
 
 
@@ -115,10 +117,10 @@ def dnats(scale: Scale) -> Report:
                 traffics |= {_to(some): scenes.to_some_dnats(spec, some) for some in SOME if some < size}
             for label, traffic in traffics.items():
                 subjects.append(Subject(f"{label}, {mode}", size, made[-1].bed, traffic))
-        for size in sizes:
+        for size in sorted({sizes[0], *SOME, sizes[-1]} & set(sizes)):
             subjects.append(Subject(f"{MISS}, addresses of as many mappings", size, made[0].bed, scenes.inwards(size)))
         settle(made, scale.pick(2, 2, 0))
-        report.figures = measure(subjects, scale.pick(9, 3, 1), scale.pick(0.2, 0.2, 0.02))
+        report.figures = measure(subjects, *scale.pick((7, 4, 0.1), (3, 3, 0.1), (1, 1, 0.02)))
     _claims(report, sizes)
     return report
 
@@ -182,7 +184,7 @@ def kinds(scale: Scale) -> Report:
                     if size > 1:
                         subjects.append(Subject(f"{label}, the last, {mode}", size, bed, traffic(scenes.last(spec))))
         settle(standing.values(), scale.pick(2, 2, 0))
-        report.figures = measure(subjects, scale.pick(9, 3, 1), scale.pick(0.2, 0.2, 0.02))
+        report.figures = measure(subjects, *scale.pick((7, 4, 0.1), (3, 3, 0.1), (1, 1, 0.02)))
     for label, most, _, _, wanted in cases:
         one = report.figure(f"{label}, all, maps", 1)
         for which, bound in (("the last", 0.9), ("all", wanted)):

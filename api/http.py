@@ -108,10 +108,7 @@ def _over_tcp(
 
     def admits() -> bool:
         # Which interfaces are the two sides may be said later than this: by an ``init`` that names them.
-        if exposure.anywhere:
-            return True
-        expected = service.status().interfaces
-        return interface not in (_sides(service) or (expected.vpc, expected.external))
+        return exposure.anywhere or interface not in (_sides(service) or _expected_sides(service))
 
     tcp = stack.enter_context(contextlib.closing(tcp_socket(listen, name)))
     return _Face(RateLimit(app, Buckets(*exposure.rate), time.monotonic), tcp, tls, admits)
@@ -121,6 +118,12 @@ def _sides(service: Service) -> tuple[str, str] | None:
     """The interfaces that tenants and outsiders reach; None before ``init``, which may name others."""
     spec = service.spec
     return (spec.interfaces.vpc, spec.interfaces.external) if spec is not None and spec.initialized else None
+
+
+def _expected_sides(service: Service) -> tuple[str, str]:
+    """Those that an ``init`` would take that names none."""
+    expected = service.status().interfaces
+    return expected.vpc, expected.external
 
 
 async def _wait(stop: asyncio.Event) -> None:

@@ -136,17 +136,18 @@ def real_kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
     generation = Generation()
     firewall = RememberedFirewall(_firewall(settings, generation))
     links, shaper, maps = KernelLinks(), KernelShaper(), KernelMaps(firewall.variant, generation)
+    nft = KernelNft(generation)
     watch = Watch(evidence(firewall.variant, events))
     kernel = Kernel(
         WatchedFirewall(firewall, watch),
         WatchedLinks(links, watch),
         KernelFlows(),
-        WatchedNft(KernelNft(generation), watch),
+        WatchedNft(nft, watch),
         WatchedShaper(shaper, watch),
         firewall6=_firewall6(settings, firewall.variant),
         maps=WatchedMaps(maps, watch),
         tables6=("mangle",),
-        memory=Memories(firewall, (links, shaper, maps)),
+        memory=Memories(firewall, (links, shaper, maps, nft)),
     )
     return replace(kernel, around=KernelSurroundings(firewall.variant)), watch
 

@@ -83,6 +83,8 @@ class Line:
         self._poller = bed.pollers[entrance]
         self._sending, self._forwarding = processors()
         os.sched_setaffinity(self._poller, {self._forwarding})
+        # Ahead of whatever else wants that processor, or on a busy machine it may not have begun when it is counted.
+        os.sched_setscheduler(self._poller, os.SCHED_FIFO, os.sched_param(1))
         host, device = self._far
         host.run(
             "nft",

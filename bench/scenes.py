@@ -60,9 +60,20 @@ def to_dnats(made: Spec) -> Traffic:
     return Traffic(True, templates, "ip daddr 10.0.0.0/8 th dport 8080", made["dnats"][0]["protocol"])
 
 
-def to_last_dnat(made: Spec) -> Traffic:
-    """From clients to the port mapping that stands last: the worst for a chain, the best for a processor's cache."""
-    return to_dnats({**made, "dnats": made["dnats"][-1:]})
+def last(made: Spec) -> Spec:
+    """The same with only the last rule of each kind, for traffic: the worst for a chain, the best for a cache."""
+    return {**made, **{kind: made[kind][-1:] for kind in ("fips", "dnats", "snats")}}
+
+
+def to_some_dnats(made: Spec, count: int) -> Traffic:
+    """From clients to so many of the port mappings, spread evenly over all."""
+    return to_dnats({**made, "dnats": made["dnats"][:: len(made["dnats"]) // count][:count]})
+
+
+def inwards(count: int) -> Traffic:
+    """From clients to what so many port mappings lead to, by route to the address itself."""
+    templates = tuple(f"{CLIENTS} {internal(n)}/32 8080" for n in range(count))
+    return Traffic(True, templates, "ip daddr 10.0.0.0/8 th dport 8080")
 
 
 def to_fips(made: Spec) -> Traffic:

@@ -18,7 +18,7 @@ DEFAULT_EXTERNAL_SUBNET = "ovn-vpc-external-network"
 
 def _address(value: Any) -> IPv4Address:
     try:
-        return IPv4Address(value)
+        return IPv4Address(str(value))  # Python takes a number, and `true`, for an address as well
     except AddressValueError:
         raise ValueError(f"{value!r} is not an IPv4 address") from None
 
@@ -29,7 +29,7 @@ def _optional_address(value: Any) -> IPv4Address | None:
 
 def _network(value: Any) -> IPv4Network:
     try:
-        return IPv4Network(value, strict=False)
+        return IPv4Network(str(value), strict=False)
     except (AddressValueError, NetmaskValueError, ValueError):
         raise ValueError(f"{value!r} is not an IPv4 CIDR") from None
 

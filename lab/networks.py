@@ -59,7 +59,7 @@ def routes(annotations: Mapping[str, str], provider: str) -> tuple[ViaRoute, ...
     if not text:
         return ()
     return tuple(
-        ViaRoute(cidr=IPv4Network(item.get("dst", ""), strict=False), via=IPv4Address(item.get("gw", "")))
+        ViaRoute(cidr=IPv4Network(str(item.get("dst", "")), strict=False), via=IPv4Address(str(item.get("gw", ""))))
         for item in _list(text)
     )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
+from typing import Any
 
 from rules import commands as c
+from rules.keyed import Keyed
 from rules.qos_commands import QosCommand, edit_qos
 from rules.spec import Dnat, Eip, Fip, GatewaySpec, Part, Route, SharedDnat, Snat
 
@@ -111,8 +113,10 @@ def _put_shared(spec: GatewaySpec, command: c.SharedDnatAdd) -> GatewaySpec:
 
 def checked(spec: GatewaySpec, wanted: Part) -> GatewaySpec:
     """The spec; raises Conflict where ``wanted``, which was put into it, contradicts an object of another kind."""
-    if clash := spec.shared_and_exclusive():
-        raise Conflict(wanted, next(part for part in clash if part != wanted))
+    if isinstance(wanted, Dnat | SharedDnat):
+        others: Keyed[Any] = spec.dnats if isinstance(wanted, SharedDnat) else spec.shared_dnats
+        if standing := others.get(wanted.key):
+            raise Conflict(wanted, standing)
     return spec
 
 

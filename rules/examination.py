@@ -88,3 +88,9 @@ class Facts:
     def held(self, interface: str) -> list[str]:
         """IPv4 addresses up on an interface, with their prefix lengths."""
         return [key.address for key in self.actual.addresses if key.interface == interface and ":" not in key.address]
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """The first of many, and how many more."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -42,7 +42,7 @@ from rules.nft import (
     ToBackend,
 )
 from rules.spec import GatewaySpec, SharedDnat
-from rules.splice import once
+from rules.splice import Rendered, once
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,16 @@ def services(spec: GatewaySpec) -> dict[ServiceKey, Service]:
 
 @once
 def _services(shared: Keyed[SharedDnat]) -> dict[ServiceKey, Service]:
-    return {ServiceKey(d.eip, d.protocol, d.external_port): _service(d) for d in shared}
+    return dict(_each(shared))
 
 
-def _service(dnat: SharedDnat) -> Service:
+def _service(dnat: SharedDnat) -> tuple[ServiceKey, Service]:
     affinity = dnat.session_affinity_timeout_seconds if dnat.session_affinity == "ClientIP" else None
-    return Service(tuple((b.internal_ip, b.internal_port) for b in dnat.backends), affinity)
+    backends = tuple((b.internal_ip, b.internal_port) for b in dnat.backends)
+    return ServiceKey(dnat.eip, dnat.protocol, dnat.external_port), Service(backends, affinity)
+
+
+_each = Rendered(_service)
 
 
 def chain_name(key: ServiceKey) -> str:
@@ -80,19 +84,26 @@ def chain_name(key: ServiceKey) -> str:
 @once
 def table_of(wanted: Services) -> NftTable:
     """The table that carries these services out."""
-    chains: dict[str, NftRules] = {}
-    sets: set[str] = set()
-    for key, service in wanted.items():
-        chain = chain_name(key)
-        if service.affinity is None:
-            chains[chain] = (Spread(key.protocol, service.backends),)
-            continue
-        names = [f"{chain}-{address}-{port}" for address, port in service.backends]
-        sets.update(names)
-        chains[chain] = (*(Recall(name, name) for name in names), Deal(tuple(names)))
-        for name, backend in zip(names, service.backends, strict=True):
-            chains[name] = (Remember(name, service.affinity), ToBackend(key.protocol, backend))
-    return NftTable(True, chains, frozenset(sets), {key: chain_name(key) for key in wanted})
+    parts = _parts(wanted.items())
+    chains = {name: rules for made in parts for name, rules in made.items()}
+    sets = frozenset(name for made in parts for name in list(made)[1:])
+    return NftTable(True, chains, sets, {key: next(iter(made)) for key, made in zip(wanted, parts, strict=True)})
+
+
+def _chains(named: tuple[ServiceKey, Service]) -> dict[str, NftRules]:
+    """The service's chain and, with affinity, one for each backend, which has a set of the same name."""
+    key, service = named
+    chain = chain_name(key)
+    if service.affinity is None:
+        return {chain: (Spread(key.protocol, service.backends),)}
+    names = [f"{chain}-{address}-{port}" for address, port in service.backends]
+    chains: dict[str, NftRules] = {chain: (*(Recall(name, name) for name in names), Deal(tuple(names)))}
+    for name, backend in zip(names, service.backends, strict=True):
+        chains[name] = (Remember(name, service.affinity), ToBackend(key.protocol, backend))
+    return chains
+
+
+_parts = Rendered(_chains)
 
 
 def services_of(table: NftTable) -> dict[ServiceKey, Service]:

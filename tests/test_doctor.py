@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from api.rendered import rendered
+from rules.checks_around import FALLBACKS
 from rules.desired import Facts as Decided
-from rules.doctor import FALLBACKS, examine
+from rules.doctor import examine
 from rules.examination import Asked, Disk, Facts, Listener
 from rules.ruleset import ChainRef, Foreign, Ruleset
 from rules.spec import GatewaySpec

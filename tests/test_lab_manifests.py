@@ -69,6 +69,11 @@ def test_other_kinds_may_be_repeated_but_not_contradict_themselves() -> None:
         (subnet("{cidrBlock: fd00::/64}"), "Subnet s: cidrBlock: 'fd00::/64' is not an IPv4 CIDR."),
         (subnet("{gateway: 10.0.0.1}"), "Subnet s: cidrBlock is missing."),
         (
+            vpc("{staticRoutes: [{cidr: true, nextHopIP: 10.0.0.1}]}"),
+            "Vpc v: staticRoutes[0].cidr: True is not an IPv4 CIDR.",
+        ),
+        (subnet("{cidrBlock: 10.0.0.0/24, gateway: 1}"), "Subnet s: gateway: '1' is not an IPv4 address."),
+        (
             subnet("{cidrBlock: 10.0.0.0/24, excludeIps: [10.0.0.9..10.0.0.3]}"),
             "Subnet s: excludeIps[0]: the range '10.0.0.9..10.0.0.3' ends before it starts.",
         ),

@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.observer import ctnetlink
 from gateway.observer.ctnetlink import DESTROY, NEW
 from gateway.observer.flow import Flow
+from gateway.observer.metrics import Tally
+from gateway.observer.output import Complaints
+from gateway.observer.source import ConntrackSource, Pace
+from gateway.small.loop import Loop
 from gateway.watcher.accounts import SUMS, Objects
 from gateway.watcher.talkers import MOST, TOP, Talkers
 from tests.watcher_kit import (
@@ -317,3 +322,38 @@ def test_two_connections_with_one_identifier_are_not_taken_for_each_other() -> N
     assert book.sums("eip", EIP2) == {"new out": 2, "bytes out": 250, "packets out": 3}
     book.dump()
     assert len(book) == 0
+
+
+def test_where_nothing_is_tracked_nothing_is_dumped(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[int, socket.socket]] = []
+    mine: list[socket.socket] = []
+
+    def pair(groups: int) -> socket.socket:
+        ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for end in (ours, kernels):
+            end.setblocking(False)
+        opened.append((groups, kernels))
+        mine.append(ours)
+        return ours
+
+    monkeypatch.setattr(ConntrackSource, "_socket", staticmethod(pair))
+    now, tracked, tally, book = [0], [0], Tally(), Book()
+    loop = Loop(lambda: now[0])
+    source = ConntrackSource(
+        loop, book, tally, Complaints(tally), pace=Pace(every=10, share=0), count=lambda: tracked[0]
+    )
+    book.event(NEW, mapped())
+    source.open()
+    for _ in range(3):
+        loop.turn()
+        now[0] += 10
+    assert source.dumps == 3
+    assert len(opened) == 1, "events alone"
+    assert len(book) == 0, "what is not there has ended"
+    tracked[0] = 1
+    loop.turn()
+    (_, asked) = opened[-1]
+    assert (len(opened), opened[-1][0]) == (2, 0)
+    assert asked.recv(1000) == ctnetlink.dump_request(source._sequence)
+    for each in (*mine, *(kernels for _, kernels in opened)):
+        each.close()

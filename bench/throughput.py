@@ -10,7 +10,7 @@ from iperf import received_mbit
 from bench import scenes
 from bench.bed import Bed, gateway, settle
 from bench.flows import BARE, CHAINS, bare
-from bench.generator import Line
+from bench.generator import line
 from bench.report import Figure, Report
 from bench.scale import Scale
 
@@ -43,16 +43,16 @@ def packets(scale: Scale) -> Report:
             one.put(scenes.spec(dnats=size))
             beds.append((WITH, size, one.bed))
         settle(made, scale.pick(2, 2, 0))
-        for _ in range(scale.pick(7, 3, 1)):
+        bursts, seconds = scale.pick((4, 0.1), (4, 0.1), (1, 0.05))
+        for _ in range(scale.pick(9, 3, 1)):
             for label, size, bed in random.sample(beds, len(beds)):
-                line = Line(bed, traffic)
-                try:
-                    done = line.round(scale.pick(0.3, 0.3, 0.05), connections=CONNECTIONS)
-                finally:
-                    line.close()
-                if done.astray or done.tracked > CONNECTIONS:
-                    raise RuntimeError(f"{label}, {size}: {done}")
-                values.setdefault((label, size), []).append(done.per_core)
+                with line(bed, traffic) as through:
+                    ran = [through.round(seconds, connections=CONNECTIONS) for _ in range(bursts)]
+                for done in ran:
+                    if done.astray or done.tracked > CONNECTIONS:
+                        raise RuntimeError(f"{label}, {size}: {done}")
+                # What disturbs only slows, so of a few bursts the quickest is what a packet costs.
+                values.setdefault((label, size), []).append(max(done.per_core for done in ran))
     report.figures = [Figure(label, tuple(found), size) for (label, size), found in sorted(values.items(), key=str)]
     for size in sizes:
         text = f"gateway with {size:,} port mappings against {CHAINS}"

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from pyroute2.netlink import NETLINK_NETFILTER
 from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 
-from gateway.kernel.netlink import Message, Netlink, attributes, body
+from gateway.kernel.netlink import Message, Netlink, attribute, attributes, body
 from gateway.ports import Refused
 from rules.flows import Flow, FlowFilter
 
@@ -233,25 +233,22 @@ def _nest_of(attrs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _deletion(flow: Flow) -> bytes:
     original = flow.original if isinstance(flow, KernelFlow) else _original(flow)
-    message = _NFGEN + _nla(_CTA_TUPLE_ORIG | _NLA_F_NESTED, original)
+    message = _NFGEN + attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, original)
     if flow.zone and _CTA_TUPLE_ZONE not in attributes(memoryview(original)):
-        message += _nla(_CTA_ZONE, struct.pack("!H", flow.zone))
+        message += attribute(_CTA_ZONE, struct.pack("!H", flow.zone))
     return message
 
 
 def _original(flow: Flow) -> bytes:
     """The original tuple of a protocol with ports."""
-    ip = _nla(_CTA_IP_V4_SRC, socket.inet_aton(flow.orig_src)) + _nla(_CTA_IP_V4_DST, socket.inet_aton(flow.orig_dst))
+    ip = attribute(_CTA_IP_V4_SRC, socket.inet_aton(flow.orig_src))
+    ip += attribute(_CTA_IP_V4_DST, socket.inet_aton(flow.orig_dst))
     proto = (
-        _nla(_CTA_PROTO_NUM, bytes([flow.protocol]))
-        + _nla(_CTA_PROTO_SRC_PORT, struct.pack("!H", flow.orig_sport))
-        + _nla(_CTA_PROTO_DST_PORT, struct.pack("!H", flow.orig_dport))
+        attribute(_CTA_PROTO_NUM, bytes([flow.protocol]))
+        + attribute(_CTA_PROTO_SRC_PORT, struct.pack("!H", flow.orig_sport))
+        + attribute(_CTA_PROTO_DST_PORT, struct.pack("!H", flow.orig_dport))
     )
-    return _nla(_CTA_TUPLE_IP | _NLA_F_NESTED, ip) + _nla(_CTA_TUPLE_PROTO | _NLA_F_NESTED, proto)
-
-
-def _nla(kind: int, payload: bytes) -> bytes:
-    return _NLA.pack(_NLA.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
+    return attribute(_CTA_TUPLE_IP | _NLA_F_NESTED, ip) + attribute(_CTA_TUPLE_PROTO | _NLA_F_NESTED, proto)
 
 
 # What comes back.

@@ -9,7 +9,7 @@ import socket
 import struct
 from ipaddress import ip_address
 
-from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, attributes, text, u32
+from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, attribute, attributes, text, u32
 from rules.state import AddDevice, Bridge, DeleteDevice, Device, SetMaster, Vrf, Vxlan
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_SETLINK = 16, 17, 19
@@ -55,12 +55,12 @@ def request(step: AddDevice | DeleteDevice | SetMaster, index: int, master: int)
     header = _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0)
     match step:
         case AddDevice(interface, device):
-            name = _attribute(_IFLA_IFNAME, interface.encode() + b"\0")
+            name = attribute(_IFLA_IFNAME, interface.encode() + b"\0")
             return Message(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, header + name + _link_info(device))
         case DeleteDevice():
             return Message(_RTM_DELLINK, 0, header)
         case SetMaster():
-            return Message(_RTM_SETLINK, 0, header + _attribute(_IFLA_MASTER, struct.pack("=I", master)))
+            return Message(_RTM_SETLINK, 0, header + attribute(_IFLA_MASTER, struct.pack("=I", master)))
 
 
 def kind(device: Device) -> str:
@@ -72,15 +72,11 @@ def _link_info(device: Device) -> bytes:
     data = b""
     match device:
         case Vrf(table):
-            data = _attribute(_IFLA_VRF_TABLE, struct.pack("=I", table))
+            data = attribute(_IFLA_VRF_TABLE, struct.pack("=I", table))
         case Vxlan(vni, local, port):
             address = ip_address(local)
             where = _IFLA_VXLAN_LOCAL if address.version == 4 else _IFLA_VXLAN_LOCAL6
-            data = _attribute(_IFLA_VXLAN_ID, struct.pack("=I", vni)) + _attribute(where, address.packed)
-            data += _attribute(_IFLA_VXLAN_PORT, struct.pack("!H", port))
-    info = _attribute(_IFLA_INFO_KIND, kind(device).encode() + b"\0")
-    return _attribute(_IFLA_LINKINFO, info + _attribute(_IFLA_INFO_DATA, data))
-
-
-def _attribute(number: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), number) + payload + bytes(-len(payload) % 4)
+            data = attribute(_IFLA_VXLAN_ID, struct.pack("=I", vni)) + attribute(where, address.packed)
+            data += attribute(_IFLA_VXLAN_PORT, struct.pack("!H", port))
+    info = attribute(_IFLA_INFO_KIND, kind(device).encode() + b"\0")
+    return attribute(_IFLA_LINKINFO, info + attribute(_IFLA_INFO_DATA, data))

@@ -10,7 +10,7 @@ import socket
 import struct
 from ipaddress import ip_network
 
-from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, attributes, text, u32
+from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, attribute, attributes, text, u32
 from rules.ruleset import Family
 from rules.state import ROUTE_PROTOCOL, USUAL_PRIORITY, PolicyRule
 
@@ -23,7 +23,6 @@ _FIB_RULE_INVERT = 2
 _NOTHING_SUPPRESSED = 0xFFFFFFFF
 
 _HEADER = struct.Struct("=BBBBBxxBI")  # family, dst_len, src_len, tos, table, action, flags
-_ATTRIBUTE = struct.Struct("=HH")  # length, type
 
 _FAMILY: dict[Family, socket.AddressFamily] = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -73,19 +72,15 @@ def _body(rule: PolicyRule, mark: bool) -> bytes:
     small_table = rule.table if rule.table < 256 else 0  # the header has one byte for it (0: RT_TABLE_UNSPEC)
     src_len = source.prefixlen if source else 0
     parts = [_HEADER.pack(_FAMILY[rule.family], 0, src_len, 0, small_table, _FR_ACT_TO_TBL, 0)]
-    parts.append(_attribute(_FRA_TABLE, struct.pack("=I", rule.table)))
+    parts.append(attribute(_FRA_TABLE, struct.pack("=I", rule.table)))
     if source:
-        parts.append(_attribute(_FRA_SRC, source.network_address.packed))
+        parts.append(attribute(_FRA_SRC, source.network_address.packed))
     if rule.interface:
-        parts.append(_attribute(_FRA_IIFNAME, rule.interface.encode() + b"\0"))
+        parts.append(attribute(_FRA_IIFNAME, rule.interface.encode() + b"\0"))
     # Without a priority the kernel would take a rule that is there for another one, and add it again.
     priority = USUAL_PRIORITY if mark and rule.priority is None else rule.priority
     if priority is not None:
-        parts.append(_attribute(_FRA_PRIORITY, struct.pack("=I", priority)))
+        parts.append(attribute(_FRA_PRIORITY, struct.pack("=I", priority)))
     if mark:
-        parts.append(_attribute(_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL])))
+        parts.append(attribute(_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL])))
     return b"".join(parts)
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)

@@ -48,6 +48,7 @@ from gateway.kernel.netlink import (
     Message,
     Netlink,
     NetlinkError,
+    attribute,
 )
 from gateway.ports import Hop, LinksReading, Refused
 from rules.state import (
@@ -275,9 +276,9 @@ def _request(step: LinkStep, index: int) -> Message:  # noqa: PLR0911, PLR0912 -
     match step:
         case AddAddress(key):
             label = key.interface + ADDRESS_LABEL_SUFFIX
-            marks = _nested(_IFA_PROTO, bytes([ADDRESS_PROTOCOL]))
+            marks = attribute(_IFA_PROTO, bytes([ADDRESS_PROTOCOL]))
             if len(label) <= _LABEL_MAX:
-                marks += _nested(_IFA_LABEL, label.encode() + b"\0")
+                marks += attribute(_IFA_LABEL, label.encode() + b"\0")
             return _address(_RTM_NEWADDR, key, index, NLM_F_CREATE | NLM_F_EXCL, marks)
         case DeleteAddress(key):
             return _address(_RTM_DELADDR, key, index, 0, b"")
@@ -288,8 +289,8 @@ def _request(step: LinkStep, index: int) -> Message:  # noqa: PLR0911, PLR0912 -
         case SetArp(_, on):
             return message(ifinfmsg, _RTM_SETLINK, index=index, flags=0 if on else IFF_NOARP, change=IFF_NOARP)
         case SetPromoteSecondaries(_, on):
-            setting = _nested(IPV4_DEVCONF_PROMOTE_SECONDARIES, struct.pack("=I", on))
-            spec = _nested(socket.AF_INET, _nested(IFLA_INET_CONF, setting))
+            setting = attribute(IPV4_DEVCONF_PROMOTE_SECONDARIES, struct.pack("=I", on))
+            spec = attribute(socket.AF_INET, attribute(IFLA_INET_CONF, setting))
             return message(_InetConf, _RTM_SETLINK, index=index, attrs=[("IFLA_AF_SPEC", spec)])
         case SetUp(_, on):
             return message(ifinfmsg, _RTM_SETLINK, index=index, flags=_IFF_UP if on else 0, change=_IFF_UP)
@@ -305,16 +306,12 @@ def _request(step: LinkStep, index: int) -> Message:  # noqa: PLR0911, PLR0912 -
             raise TypeError("settings are files, not messages")
 
 
-def _nested(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
 def _address(number: int, key: AddressKey, index: int, how: int, marks: bytes) -> Message:
     """Encoded here, for there may be thousands: pyroute2 takes 0.1 ms for each."""
     text, _, length = key.address.partition("/")
     address = socket.inet_aton(text)
     head = _IFADDR.pack(socket.AF_INET, int(length), 0, _RT_SCOPE_UNIVERSE, index)
-    return Message(number, how, head + _nested(_IFA_ADDRESS, address) + _nested(_IFA_LOCAL, address) + marks)
+    return Message(number, how, head + attribute(_IFA_ADDRESS, address) + attribute(_IFA_LOCAL, address) + marks)
 
 
 def _route_request(number: int, key: RouteKey, entry: RouteEntry, index: int, how: int) -> Message:

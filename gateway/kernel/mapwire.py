@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from gateway.kernel.generation import NFNL_SUBSYS_NFTABLES as NFTABLES
-from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, attributes, text
+from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, attribute, attributes, text
 from rules.maps import TABLE, EntryKey, Ports
 from rules.nft import Endpoint
 
@@ -58,12 +58,8 @@ class Strange(Exception):
     """Something in our table is not what it must be."""
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", len(value) + 4, kind) + value + bytes(-len(value) % 4)
-
-
 def _name(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode() + b"\0")
+    return attribute(kind, value.encode() + b"\0")
 
 
 def _generic(family: int, resource: int = 0) -> bytes:
@@ -105,7 +101,7 @@ def _listed(name: str, elements: Iterator[bytes]) -> Iterator[bytes]:
     head = _generic(IPV4) + _name(_LIST_TABLE, TABLE) + _name(_LIST_SET, name)
     listed = list(elements)
     for start in range(0, len(listed), _ELEMENTS_A_MESSAGE):
-        yield head + _attribute(_LIST_ELEMENTS | _NESTED, b"".join(listed[start : start + _ELEMENTS_A_MESSAGE]))
+        yield head + attribute(_LIST_ELEMENTS | _NESTED, b"".join(listed[start : start + _ELEMENTS_A_MESSAGE]))
 
 
 def _headers(length: int, key: int, data: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

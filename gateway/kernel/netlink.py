@@ -283,6 +283,11 @@ def _error(flags: int, said: memoryview) -> NetlinkError | None:
     return NetlinkError(-code, words)
 
 
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded to four bytes."""
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
 def attributes(data: memoryview, start: int = 0) -> dict[int, memoryview]:
     """Attributes by type, from ``start`` to the end of ``data``; of two with one type the later."""
     found: dict[int, memoryview] = {}

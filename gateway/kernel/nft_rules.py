@@ -10,6 +10,7 @@ import socket
 import struct
 from ipaddress import IPv4Network
 
+from gateway.kernel.netlink import attribute
 from rules.ruleset import (
     AnyRule,
     Conntrack,
@@ -38,11 +39,6 @@ _MAP_IPS, _PROTO_SPECIFIED, _PROTO_RANDOM_FULLY = 1, 2, 16  # NF_NAT_RANGE_*
 _CT_STATE, _CT_ORIGDST, _STATE_DNAT = 0x1, 0x8, 0x80  # XT_CONNTRACK_*
 
 NFTA_LIST_ELEM = 1
-
-
-def attribute(kind: int, data: bytes) -> bytes:
-    """One netlink attribute with its padding."""
-    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
 
 
 def nested(kind: int, *inner: bytes) -> bytes:

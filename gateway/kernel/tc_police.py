@@ -9,8 +9,7 @@ from __future__ import annotations
 import struct
 
 from gateway.kernel import tc_wire as wire
-from gateway.kernel.netlink import attributes, text
-from gateway.kernel.tc_wire import attribute
+from gateway.kernel.netlink import attribute, attributes, text
 from rules.tc import Policer, Rate, Selector
 
 _POLICE_TBF, _POLICE_RATE, _POLICE_RATE64 = 1, 2, 8

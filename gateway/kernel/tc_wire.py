@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gateway.kernel.netlink import attributes, text, u32
+from gateway.kernel.netlink import attribute, attributes, text, u32
 from rules.tc import R2Q, Classify, Htb, Link, Rate, Selector
 
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
@@ -84,11 +84,6 @@ def encoded(header: Header, kind: str = "", options: bytes | None = None) -> byt
     if options is not None:
         message += attribute(TCA_OPTIONS, options)
     return message
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded."""
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
 def _number(kind: int, value: int, size: str = "I") -> bytes:

@@ -144,7 +144,6 @@ def apply(kernel: Kernel, spec: Spec, facts: Facts, *, follow: bool = False) -> 
 
     Raises Refused (or whatever else a driver raised) with the kernel restored to what it was before, or NotReverted.
     """
-
     later = follow
 
     def planned(actual: Actual) -> Plan:

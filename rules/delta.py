@@ -28,7 +28,7 @@ from rules.ruleset import (
     Rule,
     Rules,
 )
-from rules.splice import once, splice
+from rules.splice import apart, once, splice
 from rules.state import (
     Actual,
     AddAddress,
@@ -279,12 +279,11 @@ def chain_edits(ref: ChainRef, have: Rules, want: Rules) -> Iterator[ChainEdit]:
 
 def _scattered_edits(ref: ChainRef, old: Rules, new: Rules, position: int, most: int) -> list[ChainEdit] | None:
     """Few edits that lie far apart, told by which objects the two sequences share; None where that is not so."""
-    before, after = set(map(id, old)), set(map(id, new))
-    gone = [index for index, rule in enumerate(old) if id(rule) not in after]
-    came = [index for index, rule in enumerate(new) if id(rule) not in before]
-    if len(gone) + len(came) > most:
+    places = apart(old, new)
+    if places is None:
         return None
-    if [id(rule) for rule in old if id(rule) in after] != [id(rule) for rule in new if id(rule) in before]:
+    gone, came = places
+    if len(gone) + len(came) > most:
         return None
     deletions = [DeleteRule(ref, position + index, old[index]) for index in reversed(gone)]
     return [*deletions, *(InsertRule(ref, position + index, new[index]) for index in came)]

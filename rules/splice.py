@@ -38,15 +38,28 @@ def splice(old: tuple[T, ...], new: tuple[T, ...]) -> Splice[T]:
     return Splice(head, old[head : n - tail], new[head : m - tail])
 
 
+def apart(old: tuple[T, ...], new: tuple[T, ...]) -> tuple[list[int], list[int]] | None:
+    """Where in ``old`` stands what went, and where in ``new`` what came; None where what stayed changed places.
+
+    Told by which objects the two share.
+    """
+    before, after = set(map(id, old)), set(map(id, new))
+    if [id(item) for item in old if id(item) in after] != [id(item) for item in new if id(item) in before]:
+        return None
+    gone = [index for index, item in enumerate(old) if id(item) not in after]
+    return gone, [index for index, item in enumerate(new) if id(item) not in before]
+
+
 def scattered(how: Splice[T]) -> tuple[tuple[T, ...], tuple[T, ...]]:
     """What went and what came, without the objects that stayed between; all of them if these changed places."""
     _, old, new = how
     if not old or not new:
         return old, new
-    before, after = set(map(id, old)), set(map(id, new))
-    if [id(item) for item in old if id(item) in after] != [id(item) for item in new if id(item) in before]:
+    places = apart(old, new)
+    if places is None:
         return old, new
-    return tuple(item for item in old if id(item) not in after), tuple(item for item in new if id(item) not in before)
+    gone, came = places
+    return tuple(old[index] for index in gone), tuple(new[index] for index in came)
 
 
 def _longest(equal: Callable[[int, int], bool], most: int) -> int:

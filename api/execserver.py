@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -24,6 +23,7 @@ from api.settings import interfaces_file
 from gateway import meters
 from gateway.journal import Asker
 from gateway.ports import Refused
+from gateway.small.server import credentials
 from rules.appliance import OtherAppliance
 from rules.edit import Conflict, NotInitialized, edit_all
 from rules.spec import GatewaySpec, Interfaces
@@ -35,7 +35,6 @@ MAX_REQUEST = 4 << 20
 PATIENCE = 5.0
 """Seconds that a caller may take to say what it wants, and again to take the answer."""
 _BACKLOG = 1024
-_UCRED = struct.Struct("3i")
 
 
 class Peer(NamedTuple):
@@ -244,9 +243,7 @@ def _verb(words: Sequence[str]) -> str:
 
 def _peer(writer: asyncio.StreamWriter) -> Peer:
     """Who called; a process of another PID namespace has no number here."""
-    connection: socket.socket = writer.get_extra_info("socket")
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, _gid = _UCRED.unpack(credentials)
+    pid, uid = credentials(writer.get_extra_info("socket"))
     return Peer(pid or None, uid)
 
 

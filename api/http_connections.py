@@ -16,7 +16,6 @@ import asyncio
 import logging
 import socket
 import ssl
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from uvicorn.server import ServerState
 from api.http_guards import PEER
 from api.rate import network
 from gateway import meters
+from gateway.small.server import credentials
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ DISPLACED_SHARE = 16
 LOOK_SECONDS = 0.5
 LATE_SECONDS = 2.0
 """Looks that are further apart mean that this loop was busy, which no caller answers for."""
-_UCRED = struct.Struct("3i")
 
 Wait = Literal["head", "body", "answer"]
 
@@ -73,8 +72,10 @@ class Speaker(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Note who calls, where an address would stand."""
         super().connection_made(transport)
-        if credentials := _credentials(transport.get_extra_info("socket")):
-            self.client = (f"{PEER}{credentials[0]},{credentials[1]}", 0)
+        sock: socket.socket = transport.get_extra_info("socket")
+        if sock.family == socket.AF_UNIX:
+            pid, uid = credentials(sock)
+            self.client = (f"{PEER}{pid},{uid}", 0)
 
     def data_received(self, data: bytes) -> None:
         """Read what came."""
@@ -248,15 +249,6 @@ class Connections:
             self._accepting = True
 
 
-def _credentials(sock: socket.socket) -> tuple[int, int] | None:
-    """Process and user of who called by a Unix socket."""
-    if sock.family != socket.AF_UNIX:
-        return None
-    pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return pid, uid
-
-
 def _caller(sock: socket.socket, address: Any) -> str:
     """By what callers are told apart: process, or network."""
-    credentials = _credentials(sock)
-    return f"{PEER}{credentials[0]}" if credentials else network(address[0])
+    return f"{PEER}{credentials(sock)[0]}" if sock.family == socket.AF_UNIX else network(address[0])

@@ -131,9 +131,15 @@ class Server:
         connection.socket.close()
 
 
+def credentials(peer: socket.socket) -> tuple[int, int]:
+    """Process and user of a unix socket's peer; a process of another PID namespace has the number 0."""
+    pid, uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
+
+
 def same_user_or_root(peer: socket.socket) -> bool:
     """Whether a unix socket's peer is root or runs as we do."""
-    _, uid, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    _, uid = credentials(peer)
     return uid in (0, os.geteuid())
 
 

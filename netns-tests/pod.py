@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 
 from netns import veth
-from world import ROUTER, SCRIPT, Gateway, World, set_sysctl
+from world import A1, ROUTER, SCRIPT, Gateway, World, set_sysctl
 
 LB_IP, CLUSTER_IP, POD_IP, POD_GATEWAY = "192.168.0.30", "10.96.0.20", "10.0.1.77", "10.0.1.1"
 HTTP = f"{LB_IP},80,tcp,{CLUSTER_IP},8080"
@@ -73,3 +74,19 @@ def plugged(world: World, variant: str) -> Iterator[Pod]:
     finally:
         world.close_sockets()
         made.remove()
+
+
+@contextlib.contextmanager
+def world_of_a_service() -> Iterator[World]:
+    """A world whose host a1 answers at the cluster IP, too."""
+    with World() as made:
+        made.vpc.a1.ip(f"addr add {CLUSTER_IP}/32 dev lo")
+        made.vpc.router.ip(f"route add {CLUSTER_IP}/32 via {A1}")
+        yield made
+
+
+def dns_server(world: World) -> socket.socket:
+    """Bound to the cluster IP, from which it must answer."""
+    server = world.vpc.a1.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind((CLUSTER_IP, 5353))
+    return server

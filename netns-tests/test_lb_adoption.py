@@ -5,24 +5,21 @@ The goldens are in ``adoption/lb-svc/``, as those of NAT gateways are (``test_ad
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
 from adoption.balancer import COMMANDS
 from adoption.golden import adopted, agrees, edits
-from pod import CLUSTER_IP, DNS, HTTP, LB_IP, Pod, plugged
+from pod import DNS, HTTP, LB_IP, Pod, dns_server, plugged, world_of_a_service
 from traffic import Stream, tcp, udp
-from world import A1, World, wait_for
+from world import World, wait_for
 
 from rules.loadbalancer import LoadBalancerSpec
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with World() as made:
-        made.vpc.a1.ip(f"addr add {CLUSTER_IP}/32 dev lo")
-        made.vpc.router.ip(f"route add {CLUSTER_IP}/32 via {A1}")
+    with world_of_a_service() as made:
         yield made
 
 
@@ -40,9 +37,7 @@ def test_a_load_balancer_is_taken_over_and_nobody_notices(world: World, pod: Pod
     world.rival.ip("neigh flush dev eth0")  # whoever had that address before was another test's
     web = world.vpc.a1.tcp_server(8080)
     flows = [tcp(client, (LB_IP, 80), web) for client in (world.internet, world.rival) for _ in range(50)]
-    dns = world.vpc.a1.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
-    dns.bind((CLUSTER_IP, 5353))
-    with Stream(udp(world.internet, (LB_IP, 53), dns)) as stream:
+    with Stream(udp(world.internet, (LB_IP, 53), dns_server(world))) as stream:
         wait_for(lambda: stream.sent > 50, "the stream runs")
         pod.sequence()
         assert LoadBalancerSpec.model_validate(pod.get("/v1/load-balancer")) == spec

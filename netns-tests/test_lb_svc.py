@@ -23,16 +23,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pod import CLUSTER_IP, DNAT, DNS, HTTP, LB_IP, MASQUERADE, POD_GATEWAY, POD_IP, Pod, plugged
+from pod import (
+    CLUSTER_IP,
+    DNAT,
+    DNS,
+    HTTP,
+    LB_IP,
+    MASQUERADE,
+    POD_GATEWAY,
+    POD_IP,
+    Pod,
+    dns_server,
+    plugged,
+    world_of_a_service,
+)
 from traffic import tcp, udp
-from world import A1, ROUTER, SCRIPT, Gateway, World, identical, wait_for
+from world import ROUTER, SCRIPT, Gateway, World, identical, wait_for
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with World() as made:
-        made.vpc.a1.ip(f"addr add {CLUSTER_IP}/32 dev lo")
-        made.vpc.router.ip(f"route add {CLUSTER_IP}/32 via {A1}")
+    with world_of_a_service() as made:
         yield made
 
 
@@ -44,13 +55,6 @@ def pod(world: World, request: pytest.FixtureRequest) -> Iterator[Pod]:
 
 def web_server(world: World, port: int = 8080) -> socket.socket:
     return world.vpc.a1.tcp_server(port)
-
-
-def dns_server(world: World) -> socket.socket:
-    """Bound to the cluster IP, from which it must answer."""
-    server = world.vpc.a1.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
-    server.bind((CLUSTER_IP, 5353))
-    return server
 
 
 def test_a_service_is_reached_from_outside(world: World, pod: Pod) -> None:

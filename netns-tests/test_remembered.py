@@ -12,11 +12,12 @@ import pytest
 from netns import Namespace, require, veth
 
 from gateway.kernel import restore, subscription
-from gateway.kernel.generation import Generation
+from gateway.kernel.generation import NETLINK_NETFILTER, NFGENMSG, Generation
 from gateway.kernel.legacy import LegacyFirewall
 from gateway.kernel.links import KernelLinks
-from gateway.kernel.nft_edits import Handles
+from gateway.kernel.netlink import Message, Netlink, attribute, attributes
 from gateway.kernel.nft_rules import expressions
+from gateway.kernel.nft_tables import GETRULE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_TABLE
 from gateway.kernel.nft_variant import NftVariantFirewall
 from gateway.ports import Moved
 from gateway.remembered import EvidentFirewall, RememberedFirewall
@@ -182,6 +183,32 @@ def test_a_legacy_edit_that_leaves_no_evidence_makes_us_delete_nothing_else(
     assert firewall.read(["nat"]).chains[CHAIN] == left
 
 
+OTHER_SHAPES = ChainRef("nat", "OTHER_SHAPES")
+SHAPES = tuple(
+    map(
+        parse_rule,
+        (
+            "-i eth0 -j MARK --set-xmark 0x1/0x1",
+            "-m mark --mark 0x20000000/0x20000000 -g SHARED_DNAT",
+            "-s 10.0.0.1/32 -o net1 -m mark --mark 0x5 -j SHARED_SNAT",
+            "-p icmp -j RETURN",
+            "-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN",
+            "-o net1 -j MASQUERADE",
+            "-d 10.0.0.0/9 -j MASQUERADE --random-fully",
+        ),
+    )
+)
+
+
+def raw(ref: ChainRef) -> list[bytes]:
+    """The expressions of a chain's rules, as the kernel has them."""
+    asked = (
+        NFGENMSG + attribute(RULE_TABLE, f"{ref.table}\0".encode()) + attribute(RULE_CHAIN, f"{ref.chain}\0".encode())
+    )
+    found = Netlink(NETLINK_NETFILTER).dump(Message(GETRULE, 0, asked))
+    return [bytes(attributes(said, len(NFGENMSG))[RULE_EXPRESSIONS]) for said in found]
+
+
 def test_a_rule_is_written_as_iptables_writes_it(namespace: Namespace) -> None:
     """Byte for byte, so that every tool reads ours as its own."""
     spec = GatewaySpec.model_validate(
@@ -196,17 +223,18 @@ def test_a_rule_is_written_as_iptables_writes_it(namespace: Namespace) -> None:
         }
     )
     refs = [nat.EXCLUSIVE_DNAT, nat.SHARED_DNAT, nat.EXCLUSIVE_SNAT, nat.SHARED_SNAT, nat.HAIRPIN_SNAT]
-    chains = {ref: nat.chains(spec, guard=False)[ref] for ref in refs}
+    chains = {ref: nat.chains(spec, guard=False)[ref] for ref in refs} | {OTHER_SHAPES: SHAPES}
+    refs.append(OTHER_SHAPES)
     by_tool, by_us = NftVariantFirewall(), RememberedFirewall(NftVariantFirewall())
     by_tool.edit("nat", [NewChain(ref) for ref in chains])
     by_us.read(["nat"])
     for ref, wanted in chains.items():
         by_us.edit("nat", list(chain_edits(ref, (), wanted)))
-    mine = {ref: Handles().raw(ref) for ref in refs}
+    mine = {ref: raw(ref) for ref in refs}
     assert by_tool.read(["nat"]).chains.items() >= chains.items()
     by_tool.edit("nat", [edit for ref, wanted in chains.items() for edit in chain_edits(ref, wanted, ())])
     by_tool.edit("nat", [edit for ref, wanted in chains.items() for edit in chain_edits(ref, (), wanted)])
-    assert mine == {ref: Handles().raw(ref) for ref in refs}
+    assert mine == {ref: raw(ref) for ref in refs}
     assert all(isinstance(rule, Rule) and expressions(rule) for wanted in chains.values() for rule in wanted)
 
 

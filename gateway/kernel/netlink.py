@@ -11,9 +11,11 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -118,22 +120,36 @@ class Netlink:
                         answers[sequence] = _error(said_flags, said)
         return [answers.get(sequence) for sequence in range(first, last + 1)]
 
-    def transact(self, begin: Message, messages: Sequence[Message], end: Message) -> list[memoryview | None]:
+    def transact(
+        self, begin: Message, messages: Sequence[Message], end: Message, *, unanswered: Iterable[Message] = ()
+    ) -> list[memoryview | None]:
         """Send the messages as one batch between two others, which the kernel takes whole or not at all.
 
-        Returns for each message the object that the kernel echoed (NLM_F_ECHO). Raises OSError with the errno and the
-        words of the first that it refused, or of ``begin``.
+        Returns for each message the object that the kernel echoed (NLM_F_ECHO). Of the ``unanswered`` ones, which come
+        after these, only the last is acknowledged: so many answers would not fit. Raises OSError with the errno and
+        the words of the first that the kernel refused, or of ``begin``.
         """
         opening = self._sequence + 1
-        datagram = self._encoded(begin, 0)
-        datagram += b"".join(self._encoded(message, NLM_F_ACK) for message in messages) + self._encoded(end, 0)
+        datagram = bytearray(self._encoded(begin, 0))  # 23 MiB for 50,000 rules: it is not copied
+        for message in messages:
+            datagram += self._encoded(message, NLM_F_ACK)
+        awaited = set(range(opening + 1, self._sequence + 1))
+        before: Message | None = None
+        for message in unanswered:
+            if before is not None:
+                datagram += self._encoded(before, 0)
+            before = message
+        if before is not None:
+            datagram += self._encoded(before, NLM_F_ACK)
+            awaited.add(self._sequence)
+        datagram += self._encoded(end, 0)
         answers: dict[int, NetlinkError | None] = {}
         echoed: dict[tuple[int, int], memoryview] = {}
         with self._conversation() as talk:
             if len(datagram) > _SEND_BUFFER:
                 _try_option(talk, socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(datagram))
             talk.send(datagram)
-            while len(answers) < len(messages) and opening not in answers:
+            while not awaited <= answers.keys() and opening not in answers:
                 for kind, flags, sequence, said in _messages(talk.recv(_DATAGRAM)):
                     if kind != _NLMSG_ERROR:
                         echoed[kind, sequence] = said
@@ -154,9 +170,13 @@ class Netlink:
 
         Raises OSError with the kernel's errno if it refuses; EAGAIN if the table never stood still.
         """
+        return self.listed(message, _itself)
+
+    def listed(self, message: Message, read: Callable[[memoryview], T]) -> list[T]:
+        """As ``dump``, with what ``read`` makes of each body: of 50,000 rules the bodies take 30 MiB."""
         for _ in range(_DUMP_TRIES):
             try:
-                return list(self.stream(message))
+                return [read(said) for said in self.stream(message)]
             except _Interrupted:
                 continue
         raise OSError(errno.EAGAIN, "the table changed while it was read")
@@ -199,6 +219,10 @@ class Netlink:
         if self._opened is None:
             self._opened = _open(self._protocol)
         return _Conversation(self, self._opened)
+
+
+def _itself(said: memoryview) -> memoryview:
+    return said
 
 
 class _Interrupted(Exception):

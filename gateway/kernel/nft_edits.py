@@ -1,33 +1,43 @@
 """Edits of the nft variant's chains in this process: one transaction over netlink, whatever the length of a chain.
 
-``iptables-nft-restore`` lists a whole chain before it inserts into it or deletes from it (84 ms at 10,000 rules);
-the kernel itself names each rule by a handle, which never comes twice. The handles of a chain are listed once, and
-those of our own rules come back with the transaction (NLM_F_ECHO). A transaction names the generation that it was made
-for, so that the kernel refuses it if anybody else wrote in the meantime. Messages: linux/netfilter/nf_tables.h.
+``iptables-nft-restore`` lists a whole chain before it inserts into it or deletes from it (84 ms at 10,000 rules), and
+asks the resolver for every UDP port; the kernel itself names each rule by a handle, which never comes twice. The
+handles of a chain are listed once, and those of our own rules come back with the transaction (NLM_F_ECHO). A
+transaction names the generation that it was made for, so that the kernel refuses it if anybody else wrote in the
+meantime. Messages: linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from gateway.kernel.generation import NETLINK_NETFILTER, NFGENMSG, NFNL_SUBSYS_NFTABLES
-from gateway.kernel.netlink import NLM_F_CREATE, Message, Netlink, attribute, attributes
+from gateway.kernel.netlink import NLM_F_CREATE, Message, Netlink, attribute
 from gateway.kernel.nft_rules import expressions, nested, number
+from gateway.kernel.nft_tables import (
+    GETRULE,
+    RULE_CHAIN,
+    RULE_EXPRESSIONS,
+    RULE_HANDLE,
+    RULE_TABLE,
+    Listing,
+    handle_of,
+    listing,
+)
 from gateway.ports import Moved, Refused
-from rules.ruleset import ChainEdit, ChainRef, DeleteRule, InsertRule, Rules
+from rules.ruleset import ChainEdit, ChainRef, DeleteRule, InsertRule, ReplaceRules, Rules
 
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _BATCH_GENID = 1
-_NEWRULE, _GETRULE, _DELRULE = (NFNL_SUBSYS_NFTABLES | kind for kind in (6, 7, 8))
-_TABLE, _CHAIN, _HANDLE, _EXPRESSIONS, _POSITION = 1, 2, 3, 4, 6
-_ATTRIBUTE = struct.Struct("=HH")  # length, type
+_NEWRULE, _DELRULE = (NFNL_SUBSYS_NFTABLES | kind for kind in (6, 8))
+_POSITION = 6
 _NLM_F_ECHO, _NLM_F_APPEND = 0x8, 0x800
 _ERESTART = 85  # another generation than the one that was named
 _BATCH = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES >> 8)
 MOST = 1000
-"""Edits at once; more are the tool's. Their answers (3 kB each, as the kernel counts) fit the socket's buffer."""
+"""Single edits at once. Their answers (3 kB each, as the kernel counts) fit the socket's buffer."""
 
 Chains = Mapping[ChainRef, Rules]
 
@@ -49,20 +59,25 @@ class Handles:
         Raises Moved if the kernel's generation is another one than that, or its chains are not ``standing``, and
         Refused where the kernel does not take them.
         """
-        if len(edits) > MOST or not all(map(_spoken, edits)):
+        if not all(edit.ref in standing and _spoken(edit) for edit in edits):
+            return False
+        anew = {edit.ref for edit in edits if isinstance(edit, ReplaceRules)}
+        single = [edit for edit in edits if edit.ref not in anew]
+        if len(single) > MOST or len(single) + len(anew) != len(edits):
             return False
         handles: dict[ChainRef, list[int]] = {}
         messages: list[Message] = []
-        for edit in edits:
+        for edit in single:
             if edit.ref not in handles:
-                handles[edit.ref] = list(self._handles(edit.ref, standing.get(edit.ref, ())))
+                handles[edit.ref] = list(self._handles(edit.ref, standing[edit.ref]))
             message = _message(edit, handles[edit.ref], placeholder=-len(messages) - 1)
             if message is None:
                 return False
             messages.append(message)
+        rewritten = (message for edit in edits if isinstance(edit, ReplaceRules) for message in _rewritten(edit))
         begin = Message(_BATCH_BEGIN, 0, _BATCH + number(_BATCH_GENID, generation))
         try:
-            echoed = self._netlink.transact(begin, messages, Message(_BATCH_END, 0, _BATCH))
+            echoed = self._netlink.transact(begin, messages, Message(_BATCH_END, 0, _BATCH), unanswered=rewritten)
         except OSError as error:
             self.forget()
             if error.errno in (_ERESTART, errno.ENOENT):
@@ -70,22 +85,27 @@ class Handles:
             raise Refused(f"edit table {table}", error.strerror or str(error), retryable=True) from error
         for ref, listed in handles.items():
             self._known[ref] = [handle if handle > 0 else _handle(echoed[-handle - 1]) for handle in listed]
+        for ref in anew:
+            self._known.pop(ref, None)
         return True
 
-    def raw(self, ref: ChainRef) -> list[bytes]:
-        """The expressions of a chain's rules, as the kernel has them."""
-        return [bytes(attributes(said, len(NFGENMSG))[_EXPRESSIONS]) for said in self._dump(ref)]
-
-    def _dump(self, ref: ChainRef) -> list[memoryview]:
-        what = attribute(_TABLE, ref.table.encode() + b"\0") + attribute(_CHAIN, ref.chain.encode() + b"\0")
-        return self._netlink.dump(Message(_GETRULE, 0, NFGENMSG + what))
+    def read(self, table: str) -> Listing | None:
+        """The table as ``nft_tables.listing`` reads it; its handles are known from then on. Raises Refused."""
+        try:
+            found = listing(self._netlink, table)
+        except OSError as error:
+            raise Refused(f"list table ip {table}", error.strerror or str(error), retryable=True) from error
+        self._known = {ref: listed for ref, listed in self._known.items() if ref.table != table}
+        if found is not None:
+            self._known |= found.handles
+        return found
 
     def _handles(self, ref: ChainRef, rules: Rules) -> list[int]:
         """The handles of a chain that holds these rules; raises Moved if it does not hold as many."""
         known = self._known.get(ref)
         if known is None:
             try:
-                known = [_handle(said) for said in self._dump(ref)]
+                known = self._netlink.listed(Message(GETRULE, 0, NFGENMSG + _where(ref)), _handle)
             except OSError as error:
                 raise Moved(ref.table) from error
         if len(known) != len(rules):
@@ -95,25 +115,46 @@ class Handles:
 
 
 def _spoken(edit: ChainEdit) -> bool:
-    return isinstance(edit, DeleteRule) or (isinstance(edit, InsertRule) and expressions(edit.rule) is not None)
+    match edit:
+        case DeleteRule():
+            return True
+        case InsertRule():
+            return expressions(edit.rule) is not None
+        case ReplaceRules():
+            return all(expressions(rule) is not None for rule in edit.rules)
+    return False
+
+
+def _where(ref: ChainRef) -> bytes:
+    return attribute(RULE_TABLE, ref.table.encode() + b"\0") + attribute(RULE_CHAIN, ref.chain.encode() + b"\0")
 
 
 def _message(edit: ChainEdit, handles: list[int], placeholder: int) -> Message | None:
     """One edit; ``handles`` are changed as the chain is. None for a place between two rules of this transaction."""
-    where = attribute(_TABLE, edit.ref.table.encode() + b"\0") + attribute(_CHAIN, edit.ref.chain.encode() + b"\0")
+    where = _where(edit.ref)
     match edit:
         case DeleteRule(_, index, _):
             handle = handles.pop(index)
-            return Message(_DELRULE, 0, NFGENMSG + where + _long(_HANDLE, handle)) if handle > 0 else None
+            return Message(_DELRULE, 0, NFGENMSG + where + _long(RULE_HANDLE, handle)) if handle > 0 else None
         case InsertRule(_, index, rule):
             behind = handles[index] if index < len(handles) else None
             handles.insert(index, placeholder)
-            what = NFGENMSG + where + nested(_EXPRESSIONS, expressions(rule) or b"")
+            what = NFGENMSG + where + nested(RULE_EXPRESSIONS, expressions(rule) or b"")
             if behind is None:  # at the end
                 return Message(_NEWRULE, NLM_F_CREATE | _NLM_F_APPEND | _NLM_F_ECHO, what)
             if behind > 0:
                 return Message(_NEWRULE, NLM_F_CREATE | _NLM_F_ECHO, what + _long(_POSITION, behind))
     return None
+
+
+def _rewritten(edit: ReplaceRules) -> Iterator[Message]:
+    """A chain flushed and filled anew."""
+    where = NFGENMSG + _where(edit.ref)
+    yield Message(_DELRULE, 0, where)
+    for rule in edit.rules:
+        yield Message(
+            _NEWRULE, NLM_F_CREATE | _NLM_F_APPEND, where + nested(RULE_EXPRESSIONS, expressions(rule) or b"")
+        )
 
 
 def _long(kind: int, value: int) -> bytes:
@@ -122,12 +163,7 @@ def _long(kind: int, value: int) -> bytes:
 
 def _handle(said: memoryview | None) -> int:
     """The handle of a rule that the kernel told of."""
-    if said is None:
+    handle = handle_of(said) if said is not None else 0
+    if not handle:
         raise Refused("edit an nft chain", "the kernel did not tell the new rule's handle", retryable=True)
-    at, kind = len(NFGENMSG), 0
-    while at + 4 <= len(said):  # it comes early, and 50,000 rules are long
-        length, kind = _ATTRIBUTE.unpack_from(said, at)
-        if kind & 0x3FFF == _HANDLE:
-            return int.from_bytes(said[at + 4 : at + length], "big")
-        at += (length + 3) & ~3
-    raise Refused("edit an nft chain", "the kernel told of a rule without a handle", retryable=True)
+    return handle

@@ -1,19 +1,19 @@
-"""The nft variant of iptables: rules in nf_tables, read through iptables-nft-save.
+"""The nft variant of iptables: rules in nf_tables, read and written over netlink in this process.
 
-A few edits go over netlink in this process (``nft_edits``), many through iptables-nft-restore. Either is one nf_tables
-transaction, which the kernel takes whole or not at all; there is no lock to hold.
+What this process does not speak (rules of others, new chains) goes through iptables' own tools. Either way a change is
+one nf_tables transaction, which the kernel takes whole or not at all; there is no lock to hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
+from contextlib import suppress
 
 from gateway.kernel import restore
 from gateway.kernel.generation import Generation
 from gateway.kernel.nft_edits import Chains, Handles
 from gateway.ports import Moved, Refused, Variant
-from rules.iptables import render_restore
-from rules.ruleset import ChainEdit, Ruleset
+from rules.ruleset import BUILTIN, ChainEdit, ChainRef, Ruleset
 
 
 class NftVariantFirewall:
@@ -30,8 +30,15 @@ class NftVariantFirewall:
 
     def read(self, tables: Collection[str]) -> Ruleset:
         """The named tables; one that is not there has empty built-in chains."""
-        self._handles.forget()
-        return restore.read(self.variant, tables)
+        return Ruleset({ref: rules for table in tables for ref, rules in self._table(table).items()})
+
+    def _table(self, table: str) -> Chains:
+        found = self._handles.read(table)
+        if found is not None:
+            with suppress(Refused):  # what iptables cannot show it says better of the table
+                unread = restore.chains(self.variant, table, found.chains, found.unread)
+                return {ChainRef(table, chain): () for chain in BUILTIN[table]} | found.chains | unread
+        return restore.read(self.variant, [table]).chains
 
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         """Commit the edits of one table as one transaction; raises Refused, and nothing has changed then."""
@@ -56,10 +63,6 @@ class NftVariantFirewall:
         return after if after == before else None
 
     def _in_process(self, table: str, standing: Chains, edits: Sequence[ChainEdit], generation: int) -> bool:
-        try:
-            render_restore(table, edits)  # what could not be written as text shall not be written at all
-        except ValueError as error:
-            raise Refused(f"edit table {table}", str(error), retryable=False) from error
         try:
             with self._generation.own():
                 return self._handles.commit(table, standing, edits, generation)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gateway.kernel.tool import run
 from gateway.ports import Refused, Variant
 from rules.iptables import parse_save, render_restore
-from rules.ruleset import BUILTIN, AnyRule, ChainEdit, ChainRef, Family, Ruleset
+from rules.ruleset import BUILTIN, AnyRule, ChainEdit, ChainRef, Family, Rules, Ruleset
 
 LOCK_SECONDS = 5  # how long the tools wait for the xtables lock
 _RESOURCE_PROBLEM = 4  # exit code of iptables: the lock, memory, or a table that changed under it
@@ -47,6 +47,29 @@ def read(variant: str, tables: Collection[str], family: Family = 4) -> Ruleset:
         chains.update({ChainRef(table, chain, family): () for chain in BUILTIN[table]})
         chains.update(parse_save(save(variant, table, family), family).chains)
     return Ruleset(chains)
+
+
+def chains(
+    variant: str, table: str, standing: Collection[ChainRef], asked: Collection[ChainRef]
+) -> dict[ChainRef, Rules]:
+    """The chains ``asked`` for, of the ``standing`` ones of a table, as ``iptables-<variant> -S`` prints them.
+
+    Raises Refused where the tool fails.
+    """
+    if not asked:
+        return {}
+    declared = "".join(f":{ref.chain} - [0:0]\n" for ref in standing)
+    listed = "".join(_listed(variant, table, ref.chain) for ref in asked)
+    found = parse_save(f"*{table}\n{declared}{listed}").chains
+    return {ref: found[ref] for ref in asked}
+
+
+def _listed(variant: str, table: str, chain: str) -> str:
+    argv = [program(variant, 4), "-t", table, "-S", chain]
+    ended = run(argv)
+    if ended.code:
+        raise _refused(" ".join(argv), ended.code, ended.stderr)
+    return ended.stdout.partition("\n")[2]  # the first line declares the chain
 
 
 def save(variant: str, table: str, family: Family = 4) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any, TypeVar
 
 from hypothesis import settings
@@ -231,6 +232,22 @@ rules = st.builds(
     st.tuples(*(st.none() | match for match in _matches)),
     _targets,
 )
+
+
+def _of_kernel(rule: Rule) -> Rule:
+    """The rule with IPv4 prefixes without host bits, and ports of protocols that are no extension of their own."""
+
+    def match(one: Match) -> Match:
+        if isinstance(one, Source | Destination):
+            prefix = "10.0.0.0/9" if ":" in one.prefix else str(ip_network(one.prefix, strict=False))
+            return type(one)(prefix)
+        return DestinationPort("udp", one.port) if isinstance(one, DestinationPort) else one
+
+    return Rule(tuple(map(match, rule.matches)), rule.target)
+
+
+kernel_rules = rules.map(_of_kernel)
+"""Such as the kernel tells them of IPv4."""
 foreign_rules = st.sampled_from(
     [
         "",

@@ -18,7 +18,7 @@ from tests import strategies as some
 MAPPING = Rule((Destination("192.168.0.10/32"), DestinationPort("udp", 53)), Dnat("10.0.1.5", 5353))
 
 
-@given(some.any_rules)
+@given(some.kernel_rules | some.any_rules)
 def test_what_is_written_is_read_back(rule: AnyRule) -> None:
     written = expressions(rule)
     if written is not None:
@@ -40,7 +40,7 @@ def test_a_counter_does_not_matter(packets: bytes, octets: bytes) -> None:
     assert read(written.replace(zeros, counted(packets, octets))) == MAPPING
 
 
-@given(some.rules, st.data())
+@given(some.kernel_rules, st.data())
 def test_other_bytes_are_another_rule_or_none(rule: Rule, data: st.DataObject) -> None:
     written = expressions(rule)
     assume(written is not None)

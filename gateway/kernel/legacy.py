@@ -1,8 +1,8 @@
-"""The legacy variant of iptables: a table is read whole, changed in memory and put back whole.
+"""The legacy variant of iptables: a table is read whole, changed in memory and put back whole, in this process.
 
-A few edits go through libiptc in this process, in a fraction of a millisecond where the table is small; many go
-through one ``iptables-legacy-restore``: python-iptables takes 0.1 ms for each rule that it builds. Reading goes
-through ``iptables-legacy-save``, which takes 10 ms for 10,000 rules where python-iptables takes 0.8 s.
+Rules are read from the kernel's entries and written as such (``ipt_entries``), through libiptc. What is not spoken
+there (rules of others) is read as the text of ``iptables-legacy-save``; a few such rules python-iptables builds, in
+0.1 ms each, and many are written by one ``iptables-legacy-restore``.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from gateway.kernel import restore
+from gateway.kernel import ipt_table, restore
+from gateway.kernel.ipt_entries import entry
 from gateway.kernel.libiptc import LegacyTable, TableError
 from gateway.kernel.xtables import Info, Lock, Tables
 from gateway.ports import Moved, Refused, Variant
-from rules.iptables import parse_save, render_restore
+from rules.iptables import render_restore
 from rules.ruleset import (
-    BUILTIN,
-    AnyRule,
     ChainEdit,
     ChainRef,
     DeleteChain,
@@ -54,11 +53,17 @@ class LegacyFirewall:
         """The named tables; reading one loads it."""
         chains: dict[ChainRef, Rules] = {}
         for table in tables:
-            text = restore.save(self.variant, table)
-            rules = [line for line in text.splitlines() if line.startswith("-A")]
-            self._has_equals[table] = len(set(rules)) != len(rules)
-            chains |= {ChainRef(table, chain): () for chain in BUILTIN[table]} | dict(parse_save(text).chains)
+            chains |= self._table(table)
         return Ruleset(chains)
+
+    def _table(self, table: str) -> Chains:
+        entries = self._tables.entries(table)
+        found = ipt_table.parsed(table, *entries) if entries else None
+        if found is None:  # a rule of somebody else's shape is kept as the text that people know
+            chains = restore.read(self.variant, [table]).chains
+            found = ipt_table.Found(dict(chains), any(len(set(rules)) != len(rules) for rules in chains.values()))
+        self._has_equals[table] = found.equals
+        return found.chains
 
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         """Commit the edits of one table as one change; raises Refused, and nothing has changed then.
@@ -87,22 +92,24 @@ class LegacyFirewall:
 
     def _edit_in_process(self, table: str, edits: Sequence[ChainEdit], expected: _Expected | None) -> Hashable | None:
         step = f"edit table {table}"
-        try:
-            # What could not be written as text shall not be written at all; and errors are told in the tool's words.
-            lines = [render_restore(table, [edit]).splitlines()[1] for edit in edits]
+        try:  # what could not be written as text shall not be written at all
+            render_restore(table, [edit for edit in edits if _is_text(edit)])
         except ValueError as error:
             raise Refused(step, str(error), retryable=False) from error
         with self._expecting(table, step, expected) as behind:
             # By the rule, a rule is deleted or nothing is, whatever evidence did not tell; but of equals the first one.
+            under_way: ChainEdit | None = None
             by_rule = expected is not None and not self._has_equals.get(table, True)
             try:
                 with LegacyTable(table) as copy:
-                    for edit, line in zip(edits, lines, strict=True):
-                        step = f"edit table {table}: {line}"
+                    for edit in edits:
+                        under_way = edit
                         copy.apply(edit, by_rule=by_rule)
-                    step = f"edit table {table}"
+                    under_way = None
                     copy.commit()
             except TableError as error:
+                if under_way is not None:  # in the tool's words
+                    step = f"{step}: {render_restore(table, [under_way]).splitlines()[1]}"
                 if by_rule and not error.retryable:
                     raise Moved(table) from error  # unseen: the reading is to be taken anew before anybody is told
                 raise Refused(step, str(error), retryable=error.retryable) from error
@@ -167,12 +174,20 @@ def _entries(standing: Chains, edits: Sequence[ChainEdit]) -> int:
 
 
 def _few(edits: Sequence[ChainEdit], most: int = FEW_RULES) -> bool:
-    """Whether the edits write few rules, and only such as python-iptables can build."""
-    rules: list[AnyRule] = []
-    for edit in edits:
-        match edit:
-            case InsertRule(_, _, rule):
-                rules.append(rule)
-            case ReplaceRules():
-                rules += edit.rules
-    return len(rules) <= most and not any(isinstance(rule, Foreign) for rule in rules)
+    """Whether this process writes the edits: but for a few rules, which python-iptables builds, all are entries."""
+    others = [rule for edit in edits for rule in _written(edit) if entry(rule) is None]
+    return len(others) <= most and not any(isinstance(rule, Foreign) for rule in others)
+
+
+def _written(edit: ChainEdit) -> Rules:
+    match edit:
+        case InsertRule(_, _, rule):
+            return (rule,)
+        case ReplaceRules(_, rules):
+            return rules
+    return ()
+
+
+def _is_text(edit: ChainEdit) -> bool:
+    """Whether names or rules of it are yet to be looked at: could they be written as text?"""
+    return isinstance(edit, NewChain | DeleteChain) or any(entry(rule) is None for rule in _written(edit))

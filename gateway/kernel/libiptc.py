@@ -16,6 +16,7 @@ from typing import Any
 import iptc
 from iptc import ip4tc
 
+from gateway.kernel.ipt_entries import entry
 from gateway.kernel.xtoptions import adapt
 from rules.ruleset import (
     BUILTIN,
@@ -52,8 +53,10 @@ from rules.ruleset import (
 
 adapt()
 
-# Of libiptc's functions python-iptables binds all but this one.
+# Of libiptc's functions python-iptables binds all but the first; the others are wanted without what it adds to them.
 _delete_by_number = ip4tc._libiptc.iptc_delete_num_entry
+_append = ip4tc._libiptc.iptc_append_entry
+_insert = ip4tc._libiptc.iptc_insert_entry
 
 _AGAIN = "Resource temporarily unavailable"  # EAGAIN: the table is no longer the one that was read
 _BYTES = re.compile(r"b'([^']*)'")  # python-iptables puts C strings into its messages as Python prints bytes
@@ -99,6 +102,8 @@ class LegacyTable:
                 case DeleteChain():
                     table.flush_entries(chain)
                     table.delete_chain(chain)
+                case InsertRule(_, index, rule) if made := entry(rule):
+                    self._check(_insert(chain.encode(), made, index, table._handle), f"can't insert into {chain}")
                 case InsertRule(_, index, rule):
                     table.insert_entry(chain, self._built(rule).rule, index)
                 case DeleteRule(ref, index, rule):
@@ -106,20 +111,31 @@ class LegacyTable:
                 case ReplaceRules(_, rules):
                     table.flush_entries(chain)
                     for rule in rules:
-                        table.append_entry(chain, self._built(rule).rule)
+                        self._append(chain, rule)
 
     def commit(self) -> None:
         """Replace the kernel's table with this one; raises TableError, and nothing has changed then."""
         with _translated():
             self._table.commit()
 
+    def _append(self, chain: str, rule: AnyRule) -> None:
+        if made := entry(rule):
+            self._check(_append(chain.encode(), made, self._table._handle), f"can't append to {chain}")
+        else:
+            self._table.append_entry(chain, self._built(rule).rule)
+
+    def _check(self, done: int, complaint: str) -> None:
+        if done != 1:
+            raise iptc.IPTCError(f"{complaint}: {self._table.strerror()}")
+
     def _delete(self, ref: ChainRef, index: int, rule: AnyRule, *, by_rule: bool) -> None:
         if ref.chain in BUILTIN[ref.table] or (by_rule and isinstance(rule, Rule)):
             # Others insert and delete here, too, and numbers shift: the rule itself is meant.
             built = self._built(rule)
             self._table.delete_entry(ref.chain, built.rule, built.mask)
-        elif _delete_by_number(ref.chain.encode(), index, self._table._handle) != 1:
-            raise iptc.IPTCError(f"can't delete rule {index} of {ref.chain}: {self._table.strerror()}")
+        else:
+            deleted = _delete_by_number(ref.chain.encode(), index, self._table._handle)
+            self._check(deleted, f"can't delete rule {index} of {ref.chain}")
 
     def _built(self, rule: AnyRule) -> _Rule:
         if isinstance(rule, Foreign):

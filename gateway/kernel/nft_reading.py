@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import re
 import socket
-import struct
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
 
+from gateway.kernel.extensions import ORDER, acted, tracking
 from gateway.kernel.netlink import attributes, text
 from gateway.kernel.nft_rules import (
-    CT_ADDRESS_AT,
-    CT_FLAGS_AT,
-    CT_STATE,
     DESTINATION_AT,
     DROP,
     GOTO,
@@ -29,10 +26,7 @@ from gateway.kernel.nft_rules import (
     META_MARK,
     META_OIFNAME,
     NETWORK_HEADER,
-    ORDER,
     PORT_AT,
-    PROTO_RANDOM_FULLY,
-    PROTO_SPECIFIED,
     PROTOCOLS,
     RETURN,
     SOURCE_AT,
@@ -45,25 +39,19 @@ from gateway.kernel.nft_rules import (
     protocol_is,
 )
 from rules.ruleset import (
-    Conntrack,
     Destination,
     DestinationPort,
-    Dnat,
     Drop,
     Goto,
     InInterface,
     Jump,
     Mark,
-    Masquerade,
     Match,
     OutInterface,
     Protocol,
     Return,
     Rule,
-    SetMark,
-    Snat,
     Source,
-    States,
     Target,
 )
 
@@ -125,7 +113,7 @@ def _matches_of(head: bytes) -> tuple[Match, ...] | None:
         elif name == "bitwise":
             mask = bytes(attributes(data.get(4, _EMPTY)).get(1, b""))
         elif name == "match":
-            found.append(_tracked(bytes(data.get(3, b""))))
+            found.append(tracking(bytes(data.get(3, b""))))
         elif name == "cmp" and loaded == ("meta", META_L4PROTO):
             protocol = value
         elif name == "cmp":
@@ -154,19 +142,17 @@ def _compared(loaded: tuple[object, ...], value: bytes, mask: bytes, protocol: b
     return None
 
 
-def _tracked(data: bytes) -> Match:
-    if data[CT_FLAGS_AT : CT_FLAGS_AT + 2] == struct.pack("=H", CT_STATE):
-        return States("RELATED,ESTABLISHED")
-    return Conntrack("DNAT", socket.inet_ntoa(data[CT_ADDRESS_AT : CT_ADDRESS_AT + 4].ljust(4, b"\0")))
-
-
 @lru_cache(MANY)
 def _target_of(last: bytes) -> Target | None:
     listed = list(_listed(last))
     if len(listed) != 1:
         return None
     ((name, data),) = listed
-    target = _verdict_of(data) if name == "immediate" else _action(data) if name == "target" else None
+    target = None
+    if name == "immediate":
+        target = _verdict_of(data)
+    elif name == "target":
+        target = acted(text(data.get(1, _EMPTY)), bytes(data.get(3, b"")))
     return target if target is not None and acting(target) == last else None
 
 
@@ -175,22 +161,6 @@ def _verdict_of(data: dict[int, memoryview]) -> Target | None:
     chain = text(said.get(2, _EMPTY))
     made: dict[int, Target] = {JUMP: Jump(chain), GOTO: Goto(chain), RETURN: Return(), DROP: Drop()}
     return made.get(int.from_bytes(said.get(1, b"\x7f"), "big", signed=True))
-
-
-def _action(data: dict[int, memoryview]) -> Target | None:
-    info = bytes(data.get(3, b"")).ljust(48, b"\0")
-    first, second = struct.unpack_from("=II", info)
-    match text(data.get(1, _EMPTY)):
-        case "DNAT":
-            port = int.from_bytes(info[36:38], "big") if first & PROTO_SPECIFIED else None
-            return Dnat(socket.inet_ntoa(info[4:8]), port)
-        case "SNAT":
-            return Snat(socket.inet_ntoa(info[8:12]), bool(second & PROTO_RANDOM_FULLY))
-        case "MASQUERADE":
-            return Masquerade(bool(second & PROTO_RANDOM_FULLY))
-        case "MARK":
-            return SetMark(first, second)
-    return None
 
 
 def _listed(expressions: bytes) -> Iterator[tuple[str, dict[int, memoryview]]]:

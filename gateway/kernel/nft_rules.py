@@ -1,7 +1,7 @@
 """Rules of the nft variant of iptables as nf_tables expressions, byte for byte as ``iptables-nft`` writes them.
 
 Only what a gateway writes is spoken here; for anything else ``expressions`` has no answer, and the tool is asked.
-Messages: linux/netfilter/nf_tables.h; the private data of xtables extensions: xt_conntrack.h, xt_mark.h, nf_nat.h.
+Messages: linux/netfilter/nf_tables.h; for extensions of xtables see ``extensions``.
 Nested attributes do not bear NLA_F_NESTED, for the kernel tells of none: so what is sent is what is read back, by
 ``nft_reading``.
 """
@@ -13,27 +13,24 @@ import struct
 from functools import lru_cache
 from ipaddress import IPv4Network
 
+from gateway.kernel.extensions import Extension, action, in_order, printable, printable_match, tracked
 from gateway.kernel.netlink import attribute
-from rules.iptables import ALL_BITS, PORT_MAX, render_rule
+from rules.iptables import ALL_BITS, PORT_MAX
 from rules.ruleset import (
     AnyRule,
     Conntrack,
     Destination,
     DestinationPort,
-    Dnat,
     Drop,
     Goto,
     InInterface,
     Jump,
     Mark,
-    Masquerade,
     Match,
     OutInterface,
     Protocol,
     Return,
     Rule,
-    SetMark,
-    Snat,
     Source,
     States,
     Target,
@@ -47,14 +44,9 @@ PORT_AT = 2  # the destination port, in the header of either
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 """Of SCTP's ports iptables-nft has no expressions but its own extension; it does not read others back."""
 
-_MAP_IPS, PROTO_SPECIFIED, PROTO_RANDOM_FULLY = 1, 2, 16  # NF_NAT_RANGE_*
-CT_STATE, _CT_ORIGDST, _STATE_DNAT = 0x1, 0x8, 0x80  # XT_CONNTRACK_*
-_ESTABLISHED_OR_RELATED = 0x6
 DROP, JUMP, GOTO, RETURN = 0, -3, -4, -5  # verdicts
 MANY = 1 << 13
 """Parts of rules that are remembered: many rules are made of few of them."""
-ORDER = (Source, Destination, InInterface, OutInterface, DestinationPort, Protocol, Mark, Conntrack, States)
-"""As iptables-save prints them, and ``rules.iptables`` reads them."""
 
 NFTA_LIST_ELEM = 1
 
@@ -82,7 +74,7 @@ def expressions(rule: AnyRule) -> bytes | None:
 
 def matched(matches: tuple[Match, ...]) -> bytes | None:
     """The expressions of what must hold; None where they are not spoken here."""
-    if not _in_order(tuple(map(type, matches))):
+    if not in_order(tuple(map(type, matches))):
         return None
     parts: list[_Part] = []
     for match in matches:
@@ -102,17 +94,12 @@ def _place(part: _Part) -> int:
     return part[0]
 
 
-@lru_cache
-def _in_order(kinds: tuple[type[Match], ...]) -> bool:
-    return list(kinds) == [kind for kind in ORDER if kind in kinds]
-
-
 @lru_cache(MANY)
 def _match(match: Match) -> tuple[_Part, ...] | None:  # noqa: PLR0911 -- one a match
     match match:
-        case InInterface(name) if _printable(Rule((match,), Return())):
+        case InInterface(name) if printable_match(match):
             return ((0, _meta(META_IIFNAME) + _equals(name.encode() + b"\0")),)
-        case OutInterface(name) if _printable(Rule((match,), Return())):
+        case OutInterface(name) if printable_match(match):
             return ((1, _meta(META_OIFNAME) + _equals(name.encode() + b"\0")),)
         case Source(prefix):
             return _address(3, SOURCE_AT, prefix)
@@ -122,34 +109,12 @@ def _match(match: Match) -> tuple[_Part, ...] | None:  # noqa: PLR0911 -- one a 
             return ((2, protocol_is(bytes([PROTOCOLS[protocol]]))), (5, port_is(struct.pack(">H", port))))
         case Protocol("icmp"):
             return ((2, protocol_is(bytes([socket.IPPROTO_ICMP]))),)
-        case Mark(value, mask) if _printable(Rule((match,), Return())):
+        case Mark(value, mask) if printable_match(match):
             masked = b"" if mask == ALL_BITS else _masked(struct.pack("=I", mask))
             return ((5, _meta(META_MARK) + masked + _equals(struct.pack("=I", value))),)
-        case Conntrack("DNAT", orig_dst) if address := _packed(orig_dst):
-            flags = struct.pack("=HHHH", CT_STATE | _CT_ORIGDST, 0, _STATE_DNAT, 0)
-            data = (bytes(CT_ADDRESS_AT) + address + bytes(12) + b"\xff" * 16).ljust(CT_FLAGS_AT, b"\0") + flags
-            return ((5, _extension("match", "conntrack", 3, data, _CT_SIZE)),)
-        case States("RELATED,ESTABLISHED"):
-            state = struct.pack("=HHH", CT_STATE, 0, _ESTABLISHED_OR_RELATED)
-            return ((5, _extension("match", "conntrack", 3, bytes(CT_FLAGS_AT) + state, _CT_SIZE)),)
+        case Conntrack() | States() if tracks := tracked(match):
+            return ((5, _extension("match", tracks)),)
     return None
-
-
-def _printable(rule: Rule) -> bool:
-    try:
-        render_rule(rule)
-    except ValueError:
-        return False
-    return True
-
-
-def _packed(address: str) -> bytes:
-    """The four bytes of an address as people write it; none where it is something else."""
-    try:
-        packed = socket.inet_aton(address)
-    except OSError:
-        return b""
-    return packed if socket.inet_ntoa(packed) == address else b""
 
 
 def _address(place: int, offset: int, prefix: str) -> tuple[_Part, ...] | None:
@@ -180,41 +145,24 @@ def port_is(value: bytes) -> bytes:
     return _payload(TRANSPORT_HEADER, PORT_AT, 2) + _equals(value)
 
 
-CT_ADDRESS_AT, CT_FLAGS_AT, _CT_SIZE = 32, 146, 168
-"""``struct xt_conntrack_mtinfo3``: four addresses with masks, times, ports, flags, state, more ports."""
-
-
 @lru_cache(MANY)
-def acting(target: Target) -> bytes | None:  # noqa: PLR0911 -- one a target
+def acting(target: Target) -> bytes | None:
     """The expression of what a rule does; None where it is not spoken here."""
     match target:
-        case Dnat(address, port) if (to := _packed(address)) and 0 <= (port or 0) <= PORT_MAX:
-            flags = _MAP_IPS if port is None else _MAP_IPS | PROTO_SPECIFIED
-            # struct nf_nat_range2: from, to, both inclusive
-            data = struct.pack("=I", flags) + 2 * (to + bytes(12)) + 2 * struct.pack(">H", port or 0)
-            return _extension("target", "DNAT", 2, data, 48)
-        case Snat(address, random_fully) if to := _packed(address):
-            flags = _MAP_IPS | (PROTO_RANDOM_FULLY if random_fully else 0)
-            # struct nf_nat_ipv4_multi_range_compat, of one range
-            return _extension("target", "SNAT", 0, struct.pack("=II", 1, flags) + 2 * to, 24)
-        case Masquerade(random_fully):
-            data = struct.pack("=II", 1, PROTO_RANDOM_FULLY if random_fully else 0)
-            return _extension("target", "MASQUERADE", 0, data, 24)
-        case SetMark(value, mask) if _printable(Rule((), target)):
-            return _extension("target", "MARK", 2, struct.pack("=II", value, mask), 8)
-        case Jump(chain) | Goto(chain) if _printable(Rule((), target)):
-            return _verdict(JUMP if isinstance(target, Jump) else GOTO, chain)
+        case Jump(chain) | Goto(chain):
+            code = JUMP if isinstance(target, Jump) else GOTO
+            return _verdict(code, chain) if printable(Rule((), target)) else None
         case Return():
             return _verdict(RETURN)
         case Drop():
             return _verdict(DROP)
-    return None
+    done = action(target)
+    return _extension("target", done) if done else None
 
 
-def _extension(kind: str, name: str, revision: int, data: bytes, size: int) -> bytes:
-    """A match or target of xtables, whose private data the kernel takes as they are."""
-    what = attribute(1, name.encode() + b"\0") + number(2, revision) + attribute(3, data.ljust(size, b"\0"))
-    return _expression(kind, what)
+def _extension(kind: str, what: Extension) -> bytes:
+    name, revision, data = what
+    return _expression(kind, attribute(1, name.encode() + b"\0") + number(2, revision) + attribute(3, data))
 
 
 def _verdict(code: int, chain: str = "") -> bytes:

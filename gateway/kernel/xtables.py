@@ -26,7 +26,9 @@ _IN_ATTRIB, _IN_OPEN, _IN_DELETE_SELF, _IN_MOVE_SELF = 0x004, 0x020, 0x400, 0x80
 _IN_CLOEXEC, _IN_NONBLOCK = 0o2000000, 0o4000
 _EVENTS = 1 << 14
 
-_IPT_SO_GET_INFO = 64
+_IPT_SO_GET_INFO, _IPT_SO_GET_ENTRIES = 64, 65
+_ENTRIES = struct.Struct("=32sI4x")  # struct ipt_get_entries: name, size; the entries follow
+_TRIES = 5
 _INFO = struct.Struct("=32s13I")  # linux/netfilter_ipv4/ip_tables.h: name, hooks, entries, underflows, number, size
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -130,6 +132,17 @@ class Info(NamedTuple):
     raw: bytes
     entries: int
 
+    @property
+    def size(self) -> int:
+        """Bytes of all entries."""
+        return int(_INFO.unpack(self.raw)[13])
+
+    @property
+    def hooks(self) -> dict[int, tuple[int, int]]:
+        """Of each netfilter hook that the table has: where its chain begins, and where its policy stands."""
+        fields = _INFO.unpack(self.raw)
+        return {hook: (fields[2 + hook], fields[7 + hook]) for hook in range(5) if fields[1] & 1 << hook}
+
 
 class Tables:
     """Sizes of the legacy tables of the network namespace of the thread that first asks."""
@@ -147,3 +160,20 @@ class Tables:
         if _libc.getsockopt(self._socket.fileno(), socket.SOL_IP, _IPT_SO_GET_INFO, said, ctypes.byref(size)):
             return None
         return Info(said.raw, _INFO.unpack(said.raw)[12])
+
+    def entries(self, table: str) -> tuple[Info, bytes] | None:
+        """A table's sizes and all its entries as the kernel has them; None where they cannot be had."""
+        for _ in range(_TRIES):
+            info = self.info(table)
+            if info is None or self._socket is None:
+                return None
+            asked = _ENTRIES.pack(table.encode(), info.size)
+            said = ctypes.create_string_buffer(asked, len(asked) + info.size)
+            size = ctypes.c_uint32(len(said))
+            if not _libc.getsockopt(
+                self._socket.fileno(), socket.SOL_IP, _IPT_SO_GET_ENTRIES, said, ctypes.byref(size)
+            ):
+                return info, memoryview(said)[len(asked) :].tobytes()
+            if ctypes.get_errno() != errno.EAGAIN:  # another size by now
+                return None
+        return None

@@ -7,10 +7,11 @@ with the one before it, so making it and telling the two apart take the same sho
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar, overload
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
 
 BUCKETS = 1024
 
@@ -59,6 +60,16 @@ class Entries(Mapping[K, V], Generic[K, V]):
                 continue
             yield from ((key, value, there.get(key)) for key, value in here.items() if there.get(key) != value)
             yield from ((key, None, value) for key, value in there.items() if key not in here)
+
+    @overload
+    def get(self, key: K, default: None = None, /) -> V | None: ...
+
+    @overload
+    def get(self, key: K, default: V | T, /) -> V | T: ...
+
+    def get(self, key: K, default: V | T | None = None, /) -> V | T | None:
+        """As a dictionary's; the base class would raise and catch for each that is not there."""
+        return self._buckets[hash(key) % BUCKETS].get(key, default)
 
     def __getitem__(self, key: K) -> V:
         return self._buckets[hash(key) % BUCKETS][key]

@@ -1,13 +1,16 @@
 """What follows a committed change: announcing, storing, ending stale connections.
 
 The change stands already, so nothing here undoes it: what fails is kept, named by ``pending`` (readiness is false
-meanwhile) and tried again. All of it runs in the writer's thread but ``pending``.
+meanwhile) and tried again. All of it is for the writer's thread but ``pending``. That thread waits for the disk, since
+nothing may be answered or changed before what stands is stored; but as the disk is written to in another thread, it can
+look after what stands while it waits.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from ipaddress import IPv4Address
 from typing import Protocol
 
@@ -18,6 +21,9 @@ from rules.appliance import Spec
 from rules.state import Actual, AddressKey
 
 log = logging.getLogger(__name__)
+
+GLANCE_SECONDS = 0.1
+"""So often whoever waits for the disk looks after what stands."""
 
 
 class Announcing(Protocol):
@@ -35,11 +41,14 @@ class Announcing(Protocol):
 class Followers:
     """The announcer, the store and the connections that end, and what each of them is still owed."""
 
-    def __init__(self, announcer: Announcing, store: Store, endings: Endings) -> None:
+    def __init__(self, announcer: Announcing, store: Store, endings: Endings, meanwhile: Callable[[], object]) -> None:
         self._announcer = announcer
         self._store = store
         self.endings = endings
+        self._meanwhile = meanwhile
+        self._disk = ThreadPoolExecutor(1, "disk")
         self._unsaved = False
+        self._saving = False
         self._announced_on: str | None = None
         self._announced: Mapping[AddressKey, bool] = {}
 
@@ -80,16 +89,31 @@ class Followers:
         return tuple(str(a) for a in sorted(due))
 
     def save(self, stored: Stored) -> None:
-        """Store what stands, if that is owed."""
-        if not self._unsaved:
+        """Store what stands, if that is owed; calls ``meanwhile`` now and then while the disk does not answer."""
+        if not self._unsaved or self._saving:  # what is called meanwhile has nothing else to store
             return
+        self._saving = True
+        try:
+            saved = self._disk.submit(self._saved, stored)
+            while not wait([saved], GLANCE_SECONDS).done:
+                self._meanwhile()
+            self._unsaved = not saved.result()
+        finally:
+            self._saving = False
+
+    def close(self) -> None:
+        """Nothing will be stored any more."""
+        self._disk.shutdown()
+
+    def _saved(self, stored: Stored) -> bool:
+        """Whether it could be stored; what is outdated is removed where not. In the disk's thread."""
         try:
             self._store.save(stored)
         except OSError as error:
             log.error("the spec cannot be stored: %s; after a restart it will be read from the kernel", error)
             self._discard_stored()
-        else:
-            self._unsaved = False
+            return False
+        return True
 
     def _discard_stored(self) -> None:
         try:

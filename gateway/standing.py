@@ -102,7 +102,7 @@ class Standing:
         self._announcer = announcer
         self._store = store
         self._endings = Endings(kernel.flows, clock)
-        self._followers = Followers(announcer, store, self._endings)
+        self._followers = Followers(announcer, store, self._endings, self._keep_up)
         self._clock = clock
         self._interfaces = interfaces
         self._version = version
@@ -177,11 +177,7 @@ class Standing:
 
     def tend(self) -> None:
         """Do what is due: look whether the kernel is still as wanted, try again what is outstanding."""
-        if (look := self._drift.due(writing=self._chase.due())) is not None:
-            self._catch_up(look)
-        self._follow_maps(due=self._chase.due())
-        if self.spec is not None:
-            self._endings.go_on(self.spec)
+        self._keep_up()
         now = self._clock.monotonic()
         if self._known and not (self._unapplied or self._followers.pending()):
             self._retry_at = None
@@ -190,6 +186,14 @@ class Standing:
         elif now >= self._retry_at:
             self._retry_at = None
             self._retry()
+
+    def _keep_up(self) -> None:
+        """What is done for the spec that stands, also while it is being stored: no disk is needed for it."""
+        if (look := self._drift.due(writing=self._chase.due())) is not None:
+            self._catch_up(look)
+        self._follow_maps(due=self._chase.due())
+        if self.spec is not None:
+            self._endings.go_on(self.spec)
 
     def settle(self) -> None:
         """Have the chains follow the maps now."""
@@ -200,6 +204,7 @@ class Standing:
         self.settle()
         if self.spec is not None:
             self._endings.finish(self.spec)
+        self._followers.close()
 
     def _follow_maps(self, *, due: bool) -> None:
         """Bring the chains up to what the maps say already; a failure is told, and tried again, never undone."""

@@ -1,4 +1,4 @@
-"""A disk that is slow or does not answer: packets pass, everybody but the writer goes on, and no state is lost."""
+"""A disk that is slow or does not answer: packets pass, all but changes goes on, and no state is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from world import A2, Gateway, World, end, wait_for
 
 from api.client import Client
 
-EIP = "192.168.0.50"
+EIP, OTHER = "192.168.0.50", "192.168.0.60"
 KILLS = int(os.environ.get("NATGW_SOAK_KILLS", "2"))
 SEED = int(os.environ.get("NATGW_SOAK_SEED", "1"))
 
@@ -70,9 +70,10 @@ def http(gateway: Gateway, path: str) -> tuple[int, str]:
     return answer.status, answer.body.decode()
 
 
-def test_a_disk_that_does_not_answer_stops_the_writer_alone(world: World, disk: Disk) -> None:
+def test_a_disk_that_does_not_answer_holds_up_changes_alone(world: World, disk: Disk) -> None:
     """All of the gateway's files are on it: state, log, sockets, what ``init`` leaves for operators."""
     with streaming(world, place=disk.path) as gateway, ThreadPoolExecutor(8) as pool:
+        gateway.verb("eip-add", f"{OTHER}/24")
         with disk.frozen():
             calls = [pool.submit(add, gateway, port) for port in (1, 2, 3)]
             wait_for(lambda: "spec is not on disk" in gateway.status()["pending"], "the writer to wait for the disk")
@@ -85,12 +86,24 @@ def test_a_disk_that_does_not_answer_stops_the_writer_alone(world: World, disk: 
             assert "\nnatgw_ready 0" in http(gateway, "/metrics")[1]
             assert http(gateway, "/v1/traffic")[0] == 200
             assert gateway.exec("get-iptables-version").returncode == 0  # verbs are taken
+            repaired_meanwhile(gateway)
             assert not any(call.done() for call in calls)
         for call in calls:
             assert (call.result().returncode, call.result().stderr) == (0, "")
         wait_for(lambda: gateway.status()["ready"], "the gateway to be ready")
         assert ports_of(gateway) == {1, 2, 3}
         assert gateway.log().count("dnat-add") == 4  # every line came in the end
+
+
+def repaired_meanwhile(gateway: Gateway) -> None:
+    """What others change is made good as ever; the change that waits for its disk stands already, and stays."""
+    repairs = gateway.status()["drift"]["repairs"]
+    gateway.run("ip", "addr", "del", f"{OTHER}/24", "dev", "net1")
+    gateway.run(f"iptables-{gateway.variant}", "-w", "-t", "nat", "-F", "SHARED_DNAT")
+    wait_for(lambda: OTHER in gateway.net1_addresses(), "the address to be back")
+    wait_for(lambda: len(gateway.rules(f"-A SHARED_DNAT -d {EIP}/32 -p udp")) == 2, "the chain to be filled")
+    assert gateway.status()["drift"]["repairs"] > repairs
+    assert "spec is not on disk" in gateway.status()["pending"]
 
 
 def test_on_a_slow_disk_calls_are_answered_late_and_right(world: World, fsync: SlowFsync) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,19 +16,22 @@ from gateway.drift import (
     COMPARE_SHARE,
     LONGEST_HOLD,
     LOOK_PAUSE,
+    POLL_SECONDS,
     REPAIRS_IN_A_ROW,
     Drift,
     Look,
 )
 from gateway.fake import FakeKernel
 from gateway.journal import Journal
+from gateway.store import Store, Stored
 from gateway.watch import Watch
 from rules.edit import NotInitialized
 from rules.flows import Flow
+from rules.keyed import Keyed
 from rules.nat import EXCLUSIVE_DNAT, HOOKS, SHARED_DNAT
 from rules.nft import NftTable
 from rules.ruleset import ChainRef, Drop, Foreign, Rule, Source
-from rules.spec import GatewaySpec
+from rules.spec import GatewaySpec, Route
 from rules.state import AddressKey, LinkState, RouteEntry, RouteKey
 from rules.tc import RootKey
 from tests.gateway_kit import STATE, Gateway, ManualClock, example, gateway
@@ -130,6 +135,43 @@ def test_reported_only_it_stays_and_readiness_says_so(tmp_path: Path, name: str)
     assert pod.service.ready
     assert not pod.service.status().drift.differs
     pod.service.close()
+
+
+def test_while_the_disk_does_not_answer_what_stands_is_repaired(
+    pod: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answers, save = threading.Event(), threading.Event(), Store.save
+
+    def slow(store: Store, stored: Stored) -> None:
+        asked.set()
+        assert answers.wait(30)
+        save(store, stored)
+
+    monkeypatch.setattr(Store, "save", slow)
+    wanted = example().model_copy(update={"routes": Keyed[Route]()})
+    change = pod.service.change(lambda _: wanted, by="test")
+    later = pod.service.change(lambda _: example(), by="test")
+    assert asked.wait(10)
+    stands = state_of(pod.kernel)
+    pod.kernel.addresses.pop(EIP)
+    pod.kernel.chains[SHARED_DNAT] = ()
+    pod.clock.now += POLL_SECONDS
+    deadline = time.monotonic() + 10
+    while state_of(pod.kernel) != stands:
+        assert time.monotonic() < deadline, "not repaired"
+        time.sleep(0.01)
+    assert not change.done()
+    assert not later.done()
+    assert pod.service.spec == wanted
+    assert "spec is not on disk" in pod.service.status().pending
+    before = Store(tmp_path).load()
+    assert before is not None
+    assert before.spec == example()
+    answers.set()
+    assert change.result(timeout=10).spec == wanted
+    assert later.result(timeout=10).spec == example()
+    assert pod.service.ready
+    assert pod.service.status().drift.repairs == 1
 
 
 def test_own_changes_and_what_is_not_ours_are_no_drift(pod: Gateway) -> None:

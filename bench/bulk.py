@@ -41,7 +41,7 @@ class Loaded:
         return cls("".join(f"addr add {one} dev net1\n" for one in mine), rules, _own_tables(made))
 
     def load(self, variant: Variant) -> timing.Milliseconds:
-        """Addresses last: for every port iptables-restore asks the resolver, which lists all that there are."""
+        """Addresses last: for every UDP port iptables-restore asks the resolver, which lists all that there are."""
         took = timing.program([f"iptables-{variant}-restore"], stdin=self.iptables)
         took += timing.program(["nft", "-f", "-"], stdin=self.nft) if self.nft else 0
         return took + timing.program(["ip", "-batch", "-"], stdin=self.addresses)

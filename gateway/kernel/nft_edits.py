@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from gateway.kernel.generation import NETLINK_NETFILTER, NFGENMSG, NFNL_SUBSYS_NFTABLES
 from gateway.kernel.netlink import NLM_F_CREATE, Message, Netlink, attribute
-from gateway.kernel.nft_rules import expressions, nested, number
+from gateway.kernel.nft_expressions import nested, number
+from gateway.kernel.nft_rules import expressions
 from gateway.kernel.nft_tables import (
     GETRULE,
     RULE_CHAIN,
@@ -90,11 +91,16 @@ class Handles:
         return True
 
     def read(self, table: str) -> Listing | None:
-        """The table as ``nft_tables.listing`` reads it; its handles are known from then on. Raises Refused."""
+        """The table as ``nft_tables.listing`` reads it; its handles are known from then on. Raises Refused.
+
+        None also where somebody writes all the time, for the tool has more patience.
+        """
+        found = None
         try:
             found = listing(self._netlink, table)
         except OSError as error:
-            raise Refused(f"list table ip {table}", error.strerror or str(error), retryable=True) from error
+            if error.errno != errno.EAGAIN:
+                raise Refused(f"list table ip {table}", error.strerror or str(error), retryable=True) from error
         self._known = {ref: listed for ref, listed in self._known.items() if ref.table != table}
         if found is not None:
             self._known |= found.handles

@@ -15,22 +15,24 @@ from typing import Literal
 
 from gateway.kernel.extensions import ORDER, acted, tracking
 from gateway.kernel.netlink import attributes, text
-from gateway.kernel.nft_rules import (
+from gateway.kernel.nft_expressions import (
     DESTINATION_AT,
-    DROP,
-    GOTO,
-    JUMP,
-    MANY,
     META_IIFNAME,
     META_L4PROTO,
     META_MARK,
     META_OIFNAME,
     NETWORK_HEADER,
+    SOURCE_AT,
+    TRANSPORT_HEADER,
+)
+from gateway.kernel.nft_rules import (
+    DROP,
+    GOTO,
+    JUMP,
+    MANY,
     PORT_AT,
     PROTOCOLS,
     RETURN,
-    SOURCE_AT,
-    TRANSPORT_HEADER,
     acting,
     counted,
     host,

@@ -1,9 +1,7 @@
 """Rules of the nft variant of iptables as nf_tables expressions, byte for byte as ``iptables-nft`` writes them.
 
 Only what a gateway writes is spoken here; for anything else ``expressions`` has no answer, and the tool is asked.
-Messages: linux/netfilter/nf_tables.h; for extensions of xtables see ``extensions``.
-Nested attributes do not bear NLA_F_NESTED, for the kernel tells of none: so what is sent is what is read back, by
-``nft_reading``.
+What is sent is also what is read back, by ``nft_reading``.
 """
 
 from __future__ import annotations
@@ -15,6 +13,23 @@ from ipaddress import IPv4Network
 
 from gateway.kernel.extensions import Extension, action, in_order, printable, printable_match, tracked
 from gateway.kernel.netlink import attribute
+from gateway.kernel.nft_expressions import (
+    DESTINATION_AT,
+    META_IIFNAME,
+    META_L4PROTO,
+    META_MARK,
+    META_OIFNAME,
+    NETWORK_HEADER,
+    SOURCE_AT,
+    TRANSPORT_HEADER,
+    equals,
+    expression,
+    masked,
+    meta,
+    nested,
+    number,
+    payload,
+)
 from rules.iptables import ALL_BITS, PORT_MAX
 from rules.ruleset import (
     AnyRule,
@@ -36,10 +51,6 @@ from rules.ruleset import (
     Target,
 )
 
-_REGISTER = 1  # NFT_REG_1, of 16 bytes
-META_MARK, META_IIFNAME, META_OIFNAME, META_L4PROTO = 3, 6, 7, 16
-NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
-SOURCE_AT, DESTINATION_AT = 12, 16  # in an IPv4 header
 PORT_AT = 2  # the destination port, in the header of either
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 """Of SCTP's ports iptables-nft has no expressions but its own extension; it does not read others back."""
@@ -47,18 +58,6 @@ PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 DROP, JUMP, GOTO, RETURN = 0, -3, -4, -5  # verdicts
 MANY = 1 << 13
 """Parts of rules that are remembered: many rules are made of few of them."""
-
-NFTA_LIST_ELEM = 1
-
-
-def nested(kind: int, *inner: bytes) -> bytes:
-    """An attribute made of attributes."""
-    return attribute(kind, b"".join(inner))
-
-
-def number(kind: int, value: int) -> bytes:
-    """A 32-bit attribute in network byte order, as nf_tables wants its numbers."""
-    return attribute(kind, struct.pack(">I", value & ALL_BITS))
 
 
 def expressions(rule: AnyRule) -> bytes | None:
@@ -98,9 +97,9 @@ def _place(part: _Part) -> int:
 def _match(match: Match) -> tuple[_Part, ...] | None:  # noqa: PLR0911 -- one a match
     match match:
         case InInterface(name) if printable_match(match):
-            return ((0, _meta(META_IIFNAME) + _equals(name.encode() + b"\0")),)
+            return ((0, meta(META_IIFNAME) + equals(name.encode() + b"\0")),)
         case OutInterface(name) if printable_match(match):
-            return ((1, _meta(META_OIFNAME) + _equals(name.encode() + b"\0")),)
+            return ((1, meta(META_OIFNAME) + equals(name.encode() + b"\0")),)
         case Source(prefix):
             return _address(3, SOURCE_AT, prefix)
         case Destination(prefix):
@@ -110,8 +109,8 @@ def _match(match: Match) -> tuple[_Part, ...] | None:  # noqa: PLR0911 -- one a 
         case Protocol("icmp"):
             return ((2, protocol_is(bytes([socket.IPPROTO_ICMP]))),)
         case Mark(value, mask) if printable_match(match):
-            masked = b"" if mask == ALL_BITS else _masked(struct.pack("=I", mask))
-            return ((5, _meta(META_MARK) + masked + _equals(struct.pack("=I", value))),)
+            under = b"" if mask == ALL_BITS else masked(struct.pack("=I", mask))
+            return ((5, meta(META_MARK) + under + equals(struct.pack("=I", value))),)
         case Conntrack() | States() if tracks := tracked(match):
             return ((5, _extension("match", tracks)),)
     return None
@@ -126,23 +125,23 @@ def _address(place: int, offset: int, prefix: str) -> tuple[_Part, ...] | None:
     if network.prefixlen == 0 or str(network) != prefix:
         return None
     if network.prefixlen % 8 == 0:
-        return ((place, _payload(NETWORK_HEADER, offset, octets) + _equals(address[:octets])),)
-    return ((place, _payload(NETWORK_HEADER, offset, 4) + _masked(network.netmask.packed) + _equals(address)),)
+        return ((place, payload(NETWORK_HEADER, offset, octets) + equals(address[:octets])),)
+    return ((place, payload(NETWORK_HEADER, offset, 4) + masked(network.netmask.packed) + equals(address)),)
 
 
 def host(offset: int, address: bytes) -> bytes:
     """The expressions for one address at that place in an IPv4 header."""
-    return _payload(NETWORK_HEADER, offset, 4) + _equals(address)
+    return payload(NETWORK_HEADER, offset, 4) + equals(address)
 
 
 def protocol_is(value: bytes) -> bytes:
     """The expressions for a protocol by its number."""
-    return _meta(META_L4PROTO) + _equals(value)
+    return meta(META_L4PROTO) + equals(value)
 
 
 def port_is(value: bytes) -> bytes:
     """The expressions for a destination port."""
-    return _payload(TRANSPORT_HEADER, PORT_AT, 2) + _equals(value)
+    return payload(TRANSPORT_HEADER, PORT_AT, 2) + equals(value)
 
 
 @lru_cache(MANY)
@@ -162,39 +161,17 @@ def acting(target: Target) -> bytes | None:
 
 def _extension(kind: str, what: Extension) -> bytes:
     name, revision, data = what
-    return _expression(kind, attribute(1, name.encode() + b"\0") + number(2, revision) + attribute(3, data))
+    return expression(kind, attribute(1, name.encode() + b"\0") + number(2, revision) + attribute(3, data))
 
 
 def _verdict(code: int, chain: str = "") -> bytes:
     where = attribute(2, chain.encode() + b"\0") if chain else b""
-    return _expression("immediate", number(1, 0) + nested(2, nested(2, number(1, code), where)))
-
-
-def _meta(key: int) -> bytes:
-    return _expression("meta", number(2, key) + number(1, _REGISTER))
-
-
-def _payload(base: int, offset: int, length: int) -> bytes:
-    return _expression("payload", number(1, _REGISTER) + number(2, base) + number(3, offset) + number(4, length))
-
-
-def _equals(value: bytes) -> bytes:
-    return _expression("cmp", number(1, _REGISTER) + number(2, 0) + nested(3, attribute(1, value)))
-
-
-def _masked(mask: bytes) -> bytes:
-    sides = nested(4, attribute(1, mask)) + nested(5, attribute(1, bytes(len(mask))))
-    registers = number(1, _REGISTER) + number(2, _REGISTER)
-    return _expression("bitwise", registers + number(3, len(mask)) + number(6, 0) + sides)
+    return expression("immediate", number(1, 0) + nested(2, nested(2, number(1, code), where)))
 
 
 def counted(packets: bytes, octets: bytes) -> bytes:
     """A rule's counter."""
-    return _expression("counter", attribute(1, octets) + attribute(2, packets))
-
-
-def _expression(name: str, data: bytes) -> bytes:
-    return nested(NFTA_LIST_ELEM, attribute(1, name.encode() + b"\0"), nested(2, data))
+    return expression("counter", attribute(1, octets) + attribute(2, packets))
 
 
 _COUNTER = counted(bytes(8), bytes(8))

@@ -316,6 +316,19 @@ def test_an_insert_between_two_new_ones_and_a_rule_for_the_tool(variant: str, na
     assert driver(variant).read(["nat"]).chains[CHAIN] == (a, foreign, c)
 
 
+@VARIANTS
+def test_the_first_rule_of_a_built_in_chain(variant: str, namespace: Namespace) -> None:
+    """nf_tables knows no chain that nobody has made."""
+    firewall = RememberedFirewall(driver(variant))
+    forward = ChainRef("mangle", "FORWARD")
+    guard = parse_rule("-o net1 -j DROP")
+    for standing, wanted in (((), (guard,)), ((guard,), ()), ((), (guard,))):
+        assert firewall.read(["mangle"]).chains[forward] == standing
+        edit = InsertRule(forward, 0, guard) if wanted else DeleteRule(forward, 0, guard)
+        firewall.edit("mangle", [edit])
+        assert firewall.read(["mangle"]).chains[forward] == driver(variant).read(["mangle"]).chains[forward] == wanted
+
+
 OTHERS = [
     "addr add 192.168.0.20/24 dev net1",
     "addr add 192.168.0.21/24 dev net1",

@@ -28,7 +28,7 @@ from gateway.kernel.nft_tables import (
     listing,
 )
 from gateway.ports import Moved, Refused
-from rules.ruleset import ChainEdit, ChainRef, DeleteRule, InsertRule, ReplaceRules, Rules
+from rules.ruleset import BUILTIN, ChainEdit, ChainRef, DeleteRule, InsertRule, ReplaceRules, Rules
 
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _BATCH_GENID = 1
@@ -81,6 +81,8 @@ class Handles:
             echoed = self._netlink.transact(begin, messages, Message(_BATCH_END, 0, _BATCH), unanswered=rewritten)
         except OSError as error:
             self.forget()
+            if error.errno == errno.ENOENT and any(edit.ref.chain in BUILTIN[table] for edit in edits):
+                return False  # built-in chains are made when the first rule comes, by the tool
             if error.errno in (_ERESTART, errno.ENOENT):
                 raise Moved(table) from error
             raise Refused(f"edit table {table}", error.strerror or str(error), retryable=True) from error

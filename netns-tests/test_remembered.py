@@ -23,7 +23,7 @@ from gateway.remembered import EvidentFirewall, RememberedFirewall
 from rules import nat
 from rules.delta import chain_edits
 from rules.iptables import parse_rule, render_rule
-from rules.ruleset import ChainRef, DeleteRule, InsertRule, NewChain, Rule, Rules
+from rules.ruleset import ChainRef, DeleteRule, InsertRule, NewChain, ReplaceRules, Rule, Rules
 from rules.spec import Dnat, GatewaySpec, Snat
 from rules.state import AddAddress, AddressKey, DeleteAddress, SetPromoteSecondaries
 
@@ -100,6 +100,28 @@ def test_nor_do_those_that_go_through_the_tool(variant: str, namespace: Namespac
         assert firewall.read(["nat"]).chains[CHAIN] == wanted
         assert driver(variant).read(["nat"]).chains[CHAIN] == wanted
     assert counted.reads == 0
+
+
+def test_a_long_legacy_chain_is_not_written_anew_for_a_part_of_it(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firewall = RememberedFirewall(LegacyFirewall())
+    standing = rules(*range(1, 2401))
+    firewall.edit("nat", [NewChain(CHAIN), ReplaceRules(CHAIN, standing)])
+    firewall.read(["nat"])
+    firewall.share({CHAIN: standing})
+    given: list[str] = []
+    run = restore.run
+    monkeypatch.setattr(restore, "run", lambda argv, **how: given.append(how.get("stdin", "")) or run(argv, **how))
+    fewer = tuple(rule for index, rule in enumerate(standing) if index % 6)
+    others = fewer + rules(*range(3001, 3401))
+    for wanted, anew in ((fewer, False), (others, False), (others[::2], True)):
+        firewall.edit("nat", [ReplaceRules(CHAIN, wanted)])
+        (text,) = given
+        assert (f"-F {CHAIN.chain}" in text) is anew
+        assert firewall.read(["nat"]).chains[CHAIN] == driver("legacy").read(["nat"]).chains[CHAIN] == wanted
+        firewall.share({CHAIN: wanted})
+        given.clear()
 
 
 def test_others_wait_while_the_tool_works_and_are_noticed(

@@ -277,6 +277,12 @@ def chain_edits(ref: ChainRef, have: Rules, want: Rules) -> Iterator[ChainEdit]:
     yield from (ReplaceRules(ref, want),) if few is None else few
 
 
+def singly(rewrite: ReplaceRules, have: Rules, most: int) -> list[ChainEdit] | None:
+    """Single edits that come to the same as writing a chain anew; None if there would be more of them than that."""
+    head, old, new = splice(have, rewrite.rules)
+    return _scattered_edits(rewrite.ref, old, new, head, most)
+
+
 def _scattered_edits(ref: ChainRef, old: Rules, new: Rules, position: int, most: int) -> list[ChainEdit] | None:
     """Few edits that lie far apart, told by which objects the two sequences share; None where that is not so."""
     places = apart(old, new)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules.apply import Rejected, apply, apply_edit
-from rules.delta import REWRITE_ABOVE, chain_edits, delta, undo
+from rules.delta import REWRITE_ABOVE, chain_edits, delta, singly, undo
 from rules.desired import ArpPolicy, Facts, desired
 from rules.ruleset import (
     AnyRule,
@@ -156,6 +156,25 @@ def test_one_rule_more_in_a_long_chain_is_one_edit_and_a_new_chain_is_one_rewrit
     assert list(chain_edits(REF, have, (*have[:500], extra, *have[500:]))) == [InsertRule(REF, 500, extra)]
     assert list(chain_edits(REF, have, have[1:])) == [DeleteRule(REF, 0, have[0])]
     assert list(chain_edits(REF, (), have[: REWRITE_ABOVE + 1])) == [ReplaceRules(REF, have[: REWRITE_ABOVE + 1])]
+
+
+@some.quick
+@given(st.sets(st.integers(0, 79)), st.lists(st.tuples(st.integers(0, 79), st.integers(100, 200)), max_size=20))
+def test_a_rewrite_is_told_as_single_edits_if_they_are_few(gone: set[int], came: list[tuple[int, int]]) -> None:
+    have = _rules(range(80))
+    kept = [rule for index, rule in enumerate(have) if index not in gone]
+    for place, number in came:
+        kept.insert(place % (len(kept) + 1), *_rules([number]))
+    want = tuple(kept)
+    edits = singly(ReplaceRules(REF, want), have, len(gone) + len(came))
+    assert edits is not None
+    assert len(edits) == len(gone) + len(came)
+    chains: dict[ChainRef, Rules] = {REF: have}
+    for step in edits:
+        chains = apply_edit(chains, step)
+    assert chains[REF] == want
+    if edits:
+        assert singly(ReplaceRules(REF, want), have, len(edits) - 1) is None
 
 
 def test_hooks_are_appended_in_their_order_and_taken_out_wherever_they_stand() -> None:

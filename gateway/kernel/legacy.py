@@ -15,6 +15,7 @@ from gateway.kernel import restore
 from gateway.kernel.libiptc import LegacyTable, TableError
 from gateway.kernel.xtables import Info, Lock, Tables
 from gateway.ports import Moved, Refused, Variant
+from rules.delta import singly
 from rules.iptables import parse_save, render_restore
 from rules.ruleset import (
     BUILTIN,
@@ -33,6 +34,7 @@ from rules.ruleset import (
 
 Chains = Mapping[ChainRef, Rules]
 A_FEW_OF = 50  # of so many rules that stand, one more is written in this process
+SINGLY_PART = 4  # up to this part of a chain, edits take less time than writing it anew
 FEW_RULES = 20  # so many python-iptables builds in the time that it takes to start a program
 
 
@@ -78,7 +80,8 @@ class LegacyFirewall:
     def edit_if(self, table: str, standing: Chains, edits: Sequence[ChainEdit], evidence: Hashable) -> Hashable | None:
         """``edit``, if the evidence holds; see ``gateway.remembered``."""
         expected = _Expected(evidence, standing, _entries(standing, edits))
-        if _few(edits, max(FEW_RULES, sum(map(len, standing.values())) // A_FEW_OF)):
+        rewritten, edits = edits, _cheaper(edits, standing)
+        if len(edits) == len(rewritten) and _few(edits, max(FEW_RULES, sum(map(len, standing.values())) // A_FEW_OF)):
             return self._edit_in_process(table, edits, expected)
         with self._expecting(table, f"edit table {table}", expected) as behind:
             # We have the lock that the tool would wait for: it gets another one.
@@ -133,6 +136,21 @@ class LegacyFirewall:
         """Whether the table is what an edit is for; the lock is held, so it stays that."""
         # Others may have had the lock for nothing that matters here.
         return self.evidence(table) == expected.evidence or self.read([table]).chains == expected.standing
+
+
+def _cheaper(edits: Sequence[ChainEdit], standing: Chains) -> Sequence[ChainEdit]:
+    """The edits, with single ones instead of a rewrite where these take less time.
+
+    The tool takes 0.2 ms for each rule that it writes where 1,000 addresses stand, and hardly any for one that goes.
+    """
+    if len({edit.ref for edit in edits}) < len(edits):
+        return edits  # what stands is known of the first edit of a chain alone
+    found: list[ChainEdit] = []
+    for edit in edits:
+        have = standing.get(edit.ref, ())
+        single = singly(edit, have, len(have) // SINGLY_PART) if isinstance(edit, ReplaceRules) and have else None
+        found += single or [edit]
+    return found
 
 
 class _Expected(NamedTuple):

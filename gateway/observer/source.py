@@ -90,6 +90,7 @@ class ConntrackSource:
         self._events: socket.socket | None = None
         self._dump: socket.socket | None = None
         self._sequence = 0
+        self._reader = ctnetlink.FlowReader()
         self._glance = ctnetlink.Glance()
         self._dump_ended = 0
         self.dumps = 0
@@ -176,7 +177,7 @@ class ConntrackSource:
         return guarded
 
     def _read_events(self) -> None:
-        table, buffer, events = self._table, self._buffer, self._events
+        table, buffer, events, reader = self._table, self._buffer, self._events, self._reader
         assert events is not None
         for _ in range(_EVENTS_PER_TURN):
             try:
@@ -192,7 +193,7 @@ class ConntrackSource:
                 continue
             try:
                 for kind, start, end, _ in ctnetlink.messages(buffer, size):
-                    if kind in ctnetlink.EVENTS and (flow := ctnetlink.translated_flow(buffer, start, end)):
+                    if kind in ctnetlink.EVENTS and (flow := reader.read(buffer, start, end)):
                         table.event(kind, flow)
             except ctnetlink.Malformed as error:
                 self._malformed(error)
@@ -228,7 +229,7 @@ class ConntrackSource:
                         seen = self._glance.at(buffer, start, end)
                         if seen is not None and table.unchanged(*seen):
                             continue
-                        if flow := ctnetlink.translated_flow(buffer, start, end):
+                        if flow := self._reader.read(buffer, start, end):
                             table.dumped(flow)
                             self._glance.learn(buffer, start, end)
                     elif kind == ctnetlink.FAILED:

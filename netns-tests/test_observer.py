@@ -363,8 +363,8 @@ class Watch:
                 self.loop.turn()
 
     def skip_to_next_dump(self) -> None:
-        self.until(lambda: self.source.next_timer() is not None)
-        due = self.source.next_timer()
+        self.until(lambda: self.source._next_try is not None)
+        due = self.source._next_try
         assert due is not None
         self.skipped += max(0, due - self.loop.clock())
 

@@ -54,6 +54,9 @@ _BUFFERED = 2 * _RECEIVE_BUFFER >> 9  # events that fit at most
 _EVENTS_PER_TURN = 512  # then others are served
 _DATAGRAMS_PER_TURN = 4  # of a dump: up to 700 connections
 _DATAGRAM = 1 << 16
+_REST = 20_000
+"""Microseconds for which events gather once all have been read: a turn of the loop and the kernel's waking of a sleeper
+take longer than to read an event."""
 
 
 def cpu_us() -> int:
@@ -104,6 +107,8 @@ class ConntrackSource:
         """Whether events were lost that no dump has made good for."""
         self._next_try: int | None = None
         """When the next dump begins, or the sockets are opened; None while a dump is under way, or when closed."""
+        self._rests_until: int | None = None
+        """When events are looked at again; None while they are."""
         loop.add(self)
 
     def open(self) -> None:
@@ -117,11 +122,14 @@ class ConntrackSource:
         self._next_try = None
 
     def next_timer(self) -> int | None:
-        """When the next dump, or the next attempt, is due."""
-        return self._next_try
+        """When the next dump, the next attempt, or the end of a rest is due."""
+        return min((at for at in (self._next_try, self._rests_until) if at is not None), default=None)
 
     def tick(self, now: int) -> None:
         """Do what is due."""
+        if self._rests_until is not None and now >= self._rests_until:
+            self._rests_until = None
+            self._watch_events()
         if self._next_try is None or now < self._next_try:
             return
         self._next_try = None
@@ -140,7 +148,18 @@ class ConntrackSource:
             # Bursts overrun a smaller one earlier, that is all.
             self._tally.errors[CONNTRACK, "set_read_buffer"] += 1
             self._complaints.say("conntrack buffer", f"cannot enlarge it: {error.strerror}")
+        self._watch_events()
+
+    def _watch_events(self) -> None:
+        assert self._events is not None
         self._loop.watch(self._events.fileno(), self._guarded(self._read_events))
+
+    def _rest(self) -> None:
+        """All events are read: nobody waits for the next ones for a while."""
+        assert self._events is not None
+        if self._rests_until is None:
+            self._loop.forget(self._events.fileno())
+        self._rests_until = self._loop.clock() + _REST
 
     def _begin_dump(self) -> None:
         self._sequence += 1
@@ -183,6 +202,7 @@ class ConntrackSource:
             try:
                 size = events.recv_into(buffer)
             except BlockingIOError:
+                self._rest()
                 if self._behind:
                     self._end_dump()
                 return
@@ -279,7 +299,9 @@ class ConntrackSource:
         self._close_dump()
         self._behind = 0
         if self._events is not None:
-            self._loop.forget(self._events.fileno())
+            if self._rests_until is None:
+                self._loop.forget(self._events.fileno())
+            self._rests_until = None
             self._events.close()
             self._events = None
 

@@ -18,6 +18,8 @@ EVENT_GROUPS = 0b111
 """The multicast groups NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY."""
 LIFE_GROUPS = 0b101
 """Those of the beginning and the end only: a TCP connection has four or five updates in between."""
+END_GROUP = 0b100
+"""That of the end."""
 
 _SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _CT_NEW, _CT_GET, _CT_DELETE = _SUBSYSTEM | 0, _SUBSYSTEM | 1, _SUBSYSTEM | 2

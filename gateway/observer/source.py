@@ -54,6 +54,7 @@ _BUFFERED = 2 * _RECEIVE_BUFFER >> 9  # events that fit at most
 _EVENTS_PER_TURN = 512  # then others are served
 _DATAGRAMS_PER_TURN = 4  # of a dump: up to 700 connections
 _DATAGRAM = 1 << 16
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NETLINK_DROP_MEMBERSHIP = 270, 1, 2  # linux/netlink.h
 _REST = 20_000
 """Microseconds for which events gather once all have been read: a turn of the loop and the kernel's waking of a sleeper
 take longer than to read an event."""
@@ -124,6 +125,23 @@ class ConntrackSource:
     def next_timer(self) -> int | None:
         """When the next dump, the next attempt, or the end of a rest is due."""
         return min((at for at in (self._next_try, self._rests_until) if at is not None), default=None)
+
+    def hear(self, groups: int, pace: Pace) -> None:
+        """Hear the events of these groups from now on, and dump at this pace."""
+        changed, before = self._groups ^ groups, self._pace
+        self._groups, self._pace = groups, pace
+        if self._events is None:
+            return
+        try:
+            for number in range(changed.bit_length()):
+                if changed >> number & 1:
+                    option = _NETLINK_ADD_MEMBERSHIP if groups >> number & 1 else _NETLINK_DROP_MEMBERSHIP
+                    self._events.setsockopt(_SOL_NETLINK, option, number + 1)
+        except OSError as error:
+            self._failed(error)
+            return
+        if pace != before and self._next_try is not None:
+            self._plan_dump()
 
     def tick(self, now: int) -> None:
         """Do what is due."""

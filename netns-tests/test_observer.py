@@ -26,7 +26,7 @@ from gateway.observer import ctnetlink, source
 from gateway.observer.flow import Flow
 from gateway.observer.metrics import PREFIX, Tally
 from gateway.observer.output import Complaints
-from gateway.observer.source import ConntrackSource
+from gateway.observer.source import ConntrackSource, Pace
 from gateway.observer.table import FlowTable
 from gateway.small.loop import Loop, monotonic_us
 from gateway.watcher.accounts import ACTIVE_OUT, NEW_OUT, PACKETS_OUT, TOTAL
@@ -385,6 +385,28 @@ def test_the_end_of_a_flow_from_before_is_noticed(path: EgressPath) -> None:
     ((event, flow),) = watch.happened
     assert (event, flow.original.source_port, flow.original.destination_port) == ("end", connection[1], connection[3])
     assert flow.counters is not None
+    watch.source.close()
+
+
+def test_beginnings_are_told_of_when_asked_for(path: EgressPath) -> None:
+    watch = Watch(path.gateway, groups=ctnetlink.END_GROUP)
+    heard = watch.table.events
+
+    def ten_come_and_go(ended: int) -> None:
+        flood(path, 10)
+        until(lambda: int(path.gateway.run("conntrack", "-C")) == 10)
+        path.gateway.run("conntrack", "-F")
+        watch.until(lambda: heard["end"] == ended)
+
+    ten_come_and_go(10)
+    assert heard["new"] == 0
+    watch.source.hear(ctnetlink.LIFE_GROUPS, Pace())
+    ten_come_and_go(20)
+    assert heard["new"] == 10
+    watch.source.hear(ctnetlink.END_GROUP, Pace())
+    ten_come_and_go(30)
+    assert heard["new"] == 10
+    assert watch.tally.errors == {}
     watch.source.close()
 
 

@@ -30,10 +30,14 @@ kubectl -n kube-system exec vpc-nat-gw-gw1-0 -c vpc-nat-gw -- natgw metrics
 
 ## What they cost, and how many there are
 
-Nothing is measured because somebody asks. A process beside the daemon, the flow watcher, hears of every new and every ended
-connection from the kernel and keeps sums; bytes of connections that live are read from the kernel's table in the background, which
-takes a hundredth of its time at most. So the values of long connections are as old as `natgw_flow_resync_timestamp_seconds` says (two seconds at
-some thousand connections), those of ended ones are exact.
+Nothing is measured because somebody asks. A process beside the daemon, the flow watcher, hears of every ended connection from the kernel and
+keeps sums; connections that live, and their bytes, are read from the kernel's table in the background, which takes a hundredth of its time at most.
+So what is told of living connections, that they began too, is as old as `natgw_flow_resync_timestamp_seconds` says (two seconds at some thousand connections);
+what is told of ended ones is exact. Each connection is counted as new once, when it is first heard of.
+
+The kernel is asked to tell of beginnings (`natgw_flow_events_total{{event="new"}}`) while a [flow log](flow-log.md) is written, and where dumps are more than
+five seconds apart, unless there are more than ten thousand a second: it makes such events for every network namespace of the machine as soon as anybody
+listens in one of them, and they take a fifth of what a new connection costs ([performance](performance.md)).
 
 | labels | series at most |
 |---|---|

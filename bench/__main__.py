@@ -9,14 +9,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import announce, bulk, flows, footprint, observing, page, throughput, verbs
+from bench import announce, bulk, flows, footprint, listening, observing, page, throughput, verbs
 from bench.generator import BUILD
 from bench.pictures import draw
 from bench.report import Report, save
 from bench.scale import Scale
 
 QUESTIONS: dict[str, tuple[Callable[[Scale], Report], ...]] = {
-    "flows": (flows.dnats, flows.kinds),
+    "flows": (flows.dnats, flows.kinds, listening.listening),
     "throughput": (throughput.packets, throughput.streams),
     "verbs": (partial(verbs.verbs, variant="legacy"), partial(verbs.verbs, variant="nft"), verbs.announcing),
     "bulk": (partial(bulk.puts, variant="legacy"), partial(bulk.puts, variant="nft")),

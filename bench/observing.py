@@ -73,9 +73,9 @@ def followed(scale: Scale) -> Report:
     report = Report(
         "observe-log",
         f"What does it cost to follow {rate:,} new connections a second and to log each?",
-        "microseconds of CPU per event, of the flow watcher's process",
+        "microseconds of CPU per connection, of the flow watcher's process",
         "The log is a file. The ends come in one burst, when all connections are deleted; what the kernel's buffer "
-        "cannot hold of it is found, and logged, by the next dump.",
+        "cannot hold of it is found, and logged, by the next dump. Dumps are in it.",
     )
     figures: dict[str, list[float]] = {"with the log": [], "without it": []}
     heard: list[float] = []
@@ -93,15 +93,16 @@ def followed(scale: Scale) -> Report:
                     report.notes += f" {records:,} records, {lines:,} lines, {drops:,} dropped."
     report.figures = [Figure(label, tuple(values)) for label, values in figures.items()]
     report.claims = []
-    report.limit("events that were missed, in a hundred", [100 * (1 - each) for each in heard], at_most=0.0, unit="%")
+    missed = [100 * (1 - each) for each in heard]
+    report.limit("connections that were missed, in a hundred", missed, at_most=0.0, unit="%")
     return report
 
 
 def _follow(rate: float, seconds: float, environment: dict[str, str]) -> tuple[float, float, dict[str, Any]]:
-    """Microseconds of CPU per event, which part of the beginnings was heard, and what the gateway says."""
+    """Microseconds of CPU per connection, which part of the connections was counted, and what the gateway says."""
     with gateway(**environment) as made, _line(made, 200) as line:
         wait_for(lambda: bool(_traffic(made)["collector"]["resyncs"]), "a watcher")
-        before, cpu = _traffic(made)["collector"]["events"], cpu_seconds(_watcher(made))
+        before, cpu = _counted(_traffic(made)), cpu_seconds(_watcher(made))
         done = line.round(seconds, rate=rate)
         made.host.run("conntrack", "-F")
         # More ends at once than the socket's buffer holds: what is lost of them is found by the next dump.
@@ -109,11 +110,14 @@ def _follow(rate: float, seconds: float, environment: dict[str, str]) -> tuple[f
             time.sleep(0.2)
         used = cpu_seconds(_watcher(made)) - cpu
         said = _traffic(made)
-        events = said["collector"]["events"]
-        new = events["new"] - before["new"]
-        total = new + events["end"] - before["end"]
         # A few connections of the generator's first round, which resolves neighbours, are among them.
-        return 1e6 * used / total, min(1.0, new / done.tracked), said
+        return 1e6 * used / done.tracked, min(1.0, (_counted(said) - before) / done.tracked), said
+
+
+def _counted(said: dict[str, Any]) -> int:
+    """New connections, as many as have been counted."""
+    number: int = said["total"]["in"]["newFlows"]
+    return number
 
 
 @contextlib.contextmanager

@@ -22,13 +22,15 @@ from typing import Any
 import pytest
 from netns import Namespace, require, veth
 
-from gateway.observer import source
+from gateway.observer import ctnetlink, source
 from gateway.observer.flow import Flow
 from gateway.observer.metrics import PREFIX, Tally
 from gateway.observer.output import Complaints
-from gateway.observer.source import ConntrackSource
+from gateway.observer.source import ConntrackSource, Pace
 from gateway.observer.table import FlowTable
 from gateway.small.loop import Loop, monotonic_us
+from gateway.watcher.accounts import ACTIVE_OUT, NEW_OUT, PACKETS_OUT, TOTAL
+from gateway.watcher.ledger import Ledger
 
 CHECKOUT = Path(__file__).parent.parent
 CLIENT, INSIDE = ("10.90.1.2", "fd90:1::2"), ("10.90.1.1", "fd90:1::1")
@@ -341,14 +343,16 @@ def test_health_check(container: Container) -> None:
 class Watch:
     """A source in a namespace, with a clock that the test can put forward."""
 
-    def __init__(self, place: Namespace) -> None:
+    def __init__(self, place: Namespace, fed: source.Table | None = None, groups: int = ctnetlink.EVENT_GROUPS) -> None:
         self.skipped = 0
         self.loop = Loop(lambda: monotonic_us() + self.skipped)
         self.tally = Tally()
         self.happened: list[tuple[str, Flow]] = []
         self.table = FlowTable(lambda event, flow: self.happened.append((event, flow)))
         self.place = place
-        self.source = ConntrackSource(self.loop, self.table, self.tally, Complaints(self.tally))
+        self.source = ConntrackSource(
+            self.loop, self.table if fed is None else fed, self.tally, Complaints(self.tally), groups=groups
+        )
         with place.entered():
             self.source.open()
             self.until(lambda: self.tally.up["conntrack"])
@@ -363,8 +367,8 @@ class Watch:
                 self.loop.turn()
 
     def skip_to_next_dump(self) -> None:
-        self.until(lambda: self.source.next_timer() is not None)
-        due = self.source.next_timer()
+        self.until(lambda: self.source._next_try is not None)
+        due = self.source._next_try
         assert due is not None
         self.skipped += max(0, due - self.loop.clock())
 
@@ -384,6 +388,28 @@ def test_the_end_of_a_flow_from_before_is_noticed(path: EgressPath) -> None:
     watch.source.close()
 
 
+def test_beginnings_are_told_of_when_asked_for(path: EgressPath) -> None:
+    watch = Watch(path.gateway, groups=ctnetlink.END_GROUP)
+    heard = watch.table.events
+
+    def ten_come_and_go(ended: int) -> None:
+        flood(path, 10)
+        until(lambda: int(path.gateway.run("conntrack", "-C")) == 10)
+        path.gateway.run("conntrack", "-F")
+        watch.until(lambda: heard["end"] == ended)
+
+    ten_come_and_go(10)
+    assert heard["new"] == 0
+    watch.source.hear(ctnetlink.LIFE_GROUPS, Pace())
+    ten_come_and_go(20)
+    assert heard["new"] == 10
+    watch.source.hear(ctnetlink.END_GROUP, Pace())
+    ten_come_and_go(30)
+    assert heard["new"] == 10
+    assert watch.tally.errors == {}
+    watch.source.close()
+
+
 def test_lost_events_are_made_good_for(path: EgressPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_RECEIVE_BUFFER", 2048)
     watch = Watch(path.gateway)
@@ -395,6 +421,25 @@ def test_lost_events_are_made_good_for(path: EgressPath, monkeypatch: pytest.Mon
     ended = [flow.identifier for event, flow in watch.happened if event == "end"]
     assert len(ended) == len(set(ended)) == 1000
     assert watch.tally.up["conntrack"]
+    watch.source.close()
+
+
+def test_lost_ends_are_made_good_for_where_nobody_hears_beginnings(
+    path: EgressPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_RECEIVE_BUFFER", 2048)
+    ledger = Ledger(lambda event, flow: None)
+    watch = Watch(path.gateway, ledger, ctnetlink.END_GROUP)
+    flood(path, 1000)
+    watch.skip_to_next_dump()
+    watch.until(lambda: len(ledger) == 1000)
+    path.gateway.run("conntrack", "-F")
+    watch.until(lambda: watch.tally.errors["conntrack", "overrun"] > 0)
+    watch.until(lambda: len(ledger) == 0)
+    total = ledger.accounts.sums()[TOTAL]
+    assert (total[NEW_OUT], total[ACTIVE_OUT], total[PACKETS_OUT]) == (1000, 0, 1000)
+    assert ledger.events["new"] == 0
+    assert ledger.events["end"] < 1000
     watch.source.close()
 
 

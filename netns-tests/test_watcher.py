@@ -135,6 +135,62 @@ def test_a_flow_that_was_there_before_its_rule_is_known(world: World) -> None:
         )
 
 
+def test_a_connection_is_counted_once_whoever_tells_of_it(world: World) -> None:
+    """By its end, if that comes before a dump, else by the dump; nobody asked the kernel to tell of its beginning."""
+    short, long, size = 400, 20, 100
+    with world.gateway() as gateway:
+        gateway.verb("eip-add", f"{EIP}/24")
+        gateway.verb("snat-add", f"{EIP},10.0.1.0/24")
+        watched(gateway)
+        wait_for(lambda: bool(watched(gateway)["snats"]), "the watcher knows the spec")
+        assert listening(gateway) == ENDS
+        counted = [0]
+
+        def out(*, at_least: int) -> bool:
+            now = one(watched(gateway), "snats", eip=EIP)["out"]
+            counted.append(now["newFlows"])
+            return bool(now["newFlows"] >= at_least)
+
+        for batch in range(4):
+            opened(world, short // 4, size)
+            gateway.run("conntrack", "-D", "-p", "udp", "--orig-dst", INTERNET)
+            wait_for(lambda batch=batch: out(at_least=(batch + 1) * short // 4), "the ends are counted")
+        opened(world, long, size)
+        wait_for(lambda: out(at_least=short + long), "those that live are counted")
+        found = one(watched(gateway), "snats", eip=EIP)
+        assert (found["out"]["newFlows"], found["out"]["activeFlows"]) == (short + long, long)
+        gateway.run("conntrack", "-D", "-p", "udp", "--orig-dst", INTERNET)
+        wait_for(lambda: one(watched(gateway), "snats", eip=EIP)["out"]["activeFlows"] == 0, "they have ended")
+        assert out(at_least=0)
+        assert counted == sorted(counted), "a counter does not go back"
+        found = one(watched(gateway), "snats", eip=EIP)
+        packets = short + long
+        assert (found["out"]["newFlows"], found["out"]["packets"]) == (packets, packets)
+        assert found["out"]["bytes"] == packets * (size + 28)
+        assert watched(gateway)["collector"]["events"] == {"new": 0, "end": packets}
+
+
+ENDS, BEGINNINGS_AND_ENDS = 0b100, 0b101
+
+
+def listening(gateway: Gateway) -> int:
+    """The groups of the kernel's events that somebody in the gateway's namespace hears."""
+    rows = gateway.run("cat", "/proc/net/netlink").splitlines()[1:]
+    groups = [int(row.split()[3], 16) for row in rows if row.split()[1] == "12"]
+    return max(groups)
+
+
+def opened(world: World, connections: int, size: int) -> None:
+    """So many connections of one datagram from inside to the Internet, all of which have left."""
+    port = world.internet.udp(9)
+    for number in range(connections):
+        near = world.vpc.a1.udp()
+        near.sendto(b"x" * size, (INTERNET, 9))
+        assert len(port.recv(2000)) == size, number
+        near.close()
+    port.close()
+
+
 def test_it_has_one_capability_and_ends_with_the_daemon(world: World) -> None:
     with world.gateway() as gateway:
         watched(gateway)
@@ -203,6 +259,7 @@ def test_the_flow_log_answers_who_it_was(world: World, tmp_path: Path) -> None:
         done = gateway.exec_argv((str(NATGW), "who", asked, "--at", at), {"NATGW_FLOW_LOG": str(path), "TZ": "UTC"})
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.splitlines()[1].split()[:3] == ["tcp", inside, asked]
+        assert listening(gateway) == BEGINNINGS_AND_ENDS
         assert gateway.get("/v1/traffic")["flowLog"] == {"enabled": True, "records": 2, "drops": {}}
         status = dict(
             line.split(":", 1) for line in Path(f"/proc/{watcher_pid(gateway)}/status").read_text().splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -330,6 +331,41 @@ def test_a_rule_without_ports_fits_a_flow_without_ports() -> None:
 def test_lines_are_lines() -> None:
     line = Recorder(Identity("a\nb", "", "", "")).line("start", flow(), MOMENT)
     assert re.fullmatch(rb"[^\n]+\n", line)
+
+
+def what_comes_of(read: Callable[[memoryview, int, int], Flow | None], said: bytes) -> object:
+    """The flow that is read, or that it is refused."""
+    try:
+        return read(memoryview(b"#" + said + b"rubbish"), 1, 1 + len(said))
+    except ctnetlink.Malformed:
+        return ctnetlink.Malformed
+
+
+@given(st.lists(flows(), min_size=1, max_size=6), st.data())
+def test_what_is_read_at_once_is_what_is_read_whole(some: list[Flow], data: st.DataObject) -> None:
+    """Also of others of the same length, and whatever has become of one on its way."""
+    reader = ctnetlink.FlowReader()
+    for one in [*some, *some]:
+        said = body(one)
+        damaged = bytearray(said)
+        damaged[data.draw(st.integers(0, len(said) - 1))] ^= data.draw(st.integers(1, 255))
+        for each in (said, bytes(damaged)):
+            assert what_comes_of(reader.read, each) == what_comes_of(ctnetlink.translated_flow, each)
+
+
+def test_the_usual_message_is_read_at_once_when_one_has_been_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = ctnetlink.FlowReader()
+    one, other = flow(1), flow(2, source="10.0.0.9", counters=Counters(1, 60, 2, 120))
+    six = flow(3, source="fd00::2", destination="2001:db8::1", snat="2001:db8::2")
+    known = (one, other, six)
+    for each in known:
+        assert what_comes_of(reader.read, body(each)) == each
+    monkeypatch.setattr(ctnetlink, "translated_flow", None)
+    for each in known:
+        like = each._replace(identifier=9, protocol=UDP, counters=each.counters and Counters(9, 600, 7, 500))
+        assert what_comes_of(reader.read, body(like)) == like
+    untranslated = flow(5, snat=None)
+    assert what_comes_of(reader.read, body(untranslated)) is None
 
 
 @given(st.lists(flows(), min_size=1, max_size=8), st.integers(0, 3))

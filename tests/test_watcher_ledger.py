@@ -8,14 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.observer import ctnetlink
 from gateway.observer.ctnetlink import DESTROY, NEW
 from gateway.observer.flow import Flow
-from gateway.observer.metrics import Tally
-from gateway.observer.output import Complaints
-from gateway.observer.source import ConntrackSource, Pace
-from gateway.small.loop import Loop
-from gateway.watcher.accounts import SUMS, Objects
+from gateway.watcher.accounts import ACTIVE_IN, ACTIVE_OUT, SUMS, Objects
 from gateway.watcher.talkers import MOST, TOP, Talkers
 from tests.watcher_kit import (
     EIP,
@@ -35,6 +30,7 @@ from tests.watcher_kit import (
     mapped,
 )
 
+ACTIVE = (ACTIVE_IN, ACTIVE_OUT)
 ONE_IN, ONE_OUT = {"active in": 1, "new in": 1}, {"active out": 1, "new out": 1}
 
 
@@ -101,11 +97,40 @@ def test_bytes_come_with_the_end_or_with_a_dump_and_are_counted_once() -> None:
 
 
 def test_what_was_there_before_is_active_but_not_new() -> None:
-    book = Book()
-    one = left()
+    book = Book(watching=False)
+    one, ended = left(), left()
+    book.event(DESTROY, counted(ended, 1, 60, 0, 0))
     book.dump(one)
-    assert book.sums("eip", EIP2) == {"active out": 1}
-    assert book.told == []
+    assert book.sums("eip", EIP2) == {"active out": 1, "bytes out": 60, "packets out": 1}
+    assert [event for event, _ in book.told] == ["end"]
+
+
+def test_what_began_during_the_first_dump_is_new() -> None:
+    """The dump may tell of it before the event is read."""
+    book = Book(watching=False)
+    one, other = left(), left()
+    book.begin_dump()
+    book.dumped(one)
+    book.event(NEW, one)
+    book.event(NEW, other)
+    book.dumped(other)
+    book.end_dump()
+    assert book.sums("eip", EIP2) == {"active out": 2, "new out": 2}
+
+
+def test_what_no_event_told_of_is_new_when_a_dump_or_its_end_does() -> None:
+    """Each is counted once, by whichever came first."""
+    book = Book()
+    long, short = left(port=40001), left(port=40002)
+    book.dump(counted(long, 1, 60, 0, 0))
+    assert book.sums("eip", EIP2) == {"active out": 1, "new out": 1, "bytes out": 60, "packets out": 1}
+    book.event(DESTROY, counted(short, 2, 100, 1, 50))
+    both = {"new out": 2, "bytes out": 160, "packets out": 3, "bytes in": 50, "packets in": 1}
+    assert book.sums("eip", EIP2) == {"active out": 1, **both}
+    book.event(NEW, long)
+    book.event(DESTROY, counted(long, 1, 60, 0, 0))
+    assert book.sums("eip", EIP2) == both
+    assert (book.begun, book.events) == (2, {"new": 1, "end": 2})
 
 
 def test_a_dump_that_tells_of_a_flow_before_its_event_does_not_count_it_twice() -> None:
@@ -136,22 +161,23 @@ def test_lost_events_are_made_good_for_by_the_next_dump() -> None:
     book = Book()
     ended, begun = left(port=40001), left(port=40002)
     book.event(NEW, ended)
-    book.losses += 1
     book.dump(counted(begun, 1, 60, 0, 0))
     assert book.sums("eip", EIP2) == {"active out": 1, "new out": 2, "bytes out": 60, "packets out": 1}
-    assert [event for event, _ in book.told] == ["start", "end", "start"]
-    assert book.told[1][1].translated == ended.translated
+    assert [event for event, _ in book.told] == ["start", "start", "end"]
+    assert book.told[1] == ("start", begun)
+    assert book.told[2][1].translated == ended.translated
     book.dump(counted(begun, 1, 60, 0, 0))
     assert len(book.told) == 3
 
 
-def test_beyond_its_capacity_flows_are_counted_and_not_remembered() -> None:
+def test_beyond_its_capacity_flows_are_counted_when_they_end_and_not_remembered() -> None:
     book = Book(capacity=2)
     flows = [left(port=40000 + number) for number in range(4)]
     for one in flows:
         book.event(NEW, one)
-    assert book.sums("eip", EIP2) == {"active out": 2, "new out": 4}
+    assert book.sums("eip", EIP2) == {"active out": 2, "new out": 2}
     assert (len(book), book.beyond) == (2, 2)
+    assert [event for event, _ in book.told] == 4 * ["start"]
     for one in flows:
         book.event(DESTROY, counted(one, 1, 10, 0, 0))
     assert book.sums("eip", EIP2) == {"new out": 4, "bytes out": 40, "packets out": 4}
@@ -222,31 +248,34 @@ def test_a_floating_ip_holds_no_ports() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_whatever_comes_the_sums_are_those_of_the_flows(data: st.DataObject) -> None:
-    """Random events, dumps, losses and specs: in the end what lives is active, and nothing is left of what ended."""
+    """Random events, dumps and specs, and events that nobody hears: in the end what lives is active, nothing is left of
+    what ended, and whatever was ever heard of is counted once; no counter goes back."""
     specs = [OBJECTS, Objects(), Objects(eips=(EIP, EIP2)), OBJECTS._replace(snats=OBJECTS.snats[:1])]
     book = Book(capacity=data.draw(st.sampled_from([3, 1000])), objects=data.draw(st.sampled_from(specs)))
     living: dict[int, Flow] = {}
+    heard: set[int] = set()
+    counters = [0] * SUMS
     for _ in range(data.draw(st.integers(1, 40))):
-        what = data.draw(st.sampled_from(["new", "end", "spec", "dump", "lose new", "lose end"]))
-        if what in ("new", "lose new"):
+        what = data.draw(st.sampled_from(["new", "end", "spec", "dump", "unheard new", "unheard end"]))
+        if what in ("new", "unheard new"):
             made = data.draw(st.sampled_from([mapped, left]))
             port = data.draw(st.integers(1, 5))
             one = left(port=port) if made is left else mapped(data.draw(st.sampled_from([53, 8888])), peer_port=port)
             living[one.identifier] = one
             if what == "new":
                 book.event(NEW, one)
-            else:
-                book.losses += 1
-        elif what in ("end", "lose end") and living:
+        elif what in ("end", "unheard end") and living:
             one = living.pop(data.draw(st.sampled_from(sorted(living))))
             if what == "end":
                 book.event(DESTROY, counted(one, 1, 10, 1, 20))
-            else:
-                book.losses += 1
+                heard.add(one.identifier)
         elif what == "spec":
             book.set(data.draw(st.sampled_from(specs)))
         else:
             book.dump(*(counted(one, 1, 10, 0, 0) for one in living.values()))
+        heard |= book._entries.keys()
+        before, counters = counters, book.accounts.sums()[("total",)]
+        assert [place for place in range(SUMS) if counters[place] < before[place] and place not in ACTIVE] == []
     book.dump(*living.values())
     book.dump(*living.values())
     total = book.sums("total")
@@ -254,6 +283,8 @@ def test_whatever_comes_the_sums_are_those_of_the_flows(data: st.DataObject) -> 
     assert len(book) == min(len(living), book.capacity)
     for one in living.values():
         book.event(DESTROY, one)
+    total = book.sums("total")
+    assert total.get("new in", 0) + total.get("new out", 0) == book.begun == len(heard | living.keys())
     assert not {"active in", "active out"} & book.sums("total").keys()
     assert not any(book.accounts.ports.values())
     assert all(value >= 0 for sums in book.accounts.sums().values() for value in sums)
@@ -314,7 +345,7 @@ def test_two_connections_with_one_identifier_are_not_taken_for_each_other() -> N
     other = other._replace(identifier=first.identifier)
     book.event(NEW, first)
     book.event(NEW, other)
-    assert book.sums("eip", EIP2) == {"new out": 2, "active out": 1}
+    assert book.sums("eip", EIP2) == {"new out": 1, "active out": 1}
     book.dump(counted(other, 1, 100, 0, 0), counted(first, 1, 50, 0, 0))
     book.event(DESTROY, counted(other, 2, 200, 0, 0))
     assert len(book) == 1
@@ -322,38 +353,3 @@ def test_two_connections_with_one_identifier_are_not_taken_for_each_other() -> N
     assert book.sums("eip", EIP2) == {"new out": 2, "bytes out": 250, "packets out": 3}
     book.dump()
     assert len(book) == 0
-
-
-def test_where_nothing_is_tracked_nothing_is_dumped(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[tuple[int, socket.socket]] = []
-    mine: list[socket.socket] = []
-
-    def pair(groups: int) -> socket.socket:
-        ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        for end in (ours, kernels):
-            end.setblocking(False)
-        opened.append((groups, kernels))
-        mine.append(ours)
-        return ours
-
-    monkeypatch.setattr(ConntrackSource, "_socket", staticmethod(pair))
-    now, tracked, tally, book = [0], [0], Tally(), Book()
-    loop = Loop(lambda: now[0])
-    source = ConntrackSource(
-        loop, book, tally, Complaints(tally), pace=Pace(every=10, share=0), count=lambda: tracked[0]
-    )
-    book.event(NEW, mapped())
-    source.open()
-    for _ in range(3):
-        loop.turn()
-        now[0] += 10
-    assert source.dumps == 3
-    assert len(opened) == 1, "events alone"
-    assert len(book) == 0, "what is not there has ended"
-    tracked[0] = 1
-    loop.turn()
-    (_, asked) = opened[-1]
-    assert (len(opened), opened[-1][0]) == (2, 0)
-    assert asked.recv(1000) == ctnetlink.dump_request(source._sequence)
-    for each in (*mine, *(kernels for _, kernels in opened)):
-        each.close()

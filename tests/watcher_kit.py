@@ -61,13 +61,14 @@ def counted(one: Flow, *counters: int) -> Flow:
 
 
 class Book(Ledger):
-    """A ledger that keeps what it tells, and whose losses the test decides."""
+    """A ledger that keeps what it tells; ``watching``: it has had its first dump, in which there was nothing."""
 
-    def __init__(self, capacity: int = 1000, objects: Objects = OBJECTS) -> None:
+    def __init__(self, capacity: int = 1000, objects: Objects = OBJECTS, *, watching: bool = True) -> None:
         self.told: list[tuple[str, Flow]] = []
-        self.losses = 0
-        super().__init__(lambda event, one: self.told.append((event, one)), lambda: self.losses, capacity)
+        super().__init__(lambda event, one: self.told.append((event, one)), capacity)
         self.set(objects)
+        if watching:
+            self.dump()
 
     def dump(self, *flows: Flow) -> None:
         """A dump that contains these."""

@@ -10,7 +10,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from gateway.observer.flow import DNAT, SNAT, Counters, Endpoints, Flow
 
@@ -18,6 +18,8 @@ EVENT_GROUPS = 0b111
 """The multicast groups NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY."""
 LIFE_GROUPS = 0b101
 """Those of the beginning and the end only: a TCP connection has four or five updates in between."""
+END_GROUP = 0b100
+"""That of the end."""
 
 _SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
 _CT_NEW, _CT_GET, _CT_DELETE = _SUBSYSTEM | 0, _SUBSYSTEM | 1, _SUBSYSTEM | 2
@@ -103,6 +105,86 @@ def translated_flow(buffer: memoryview, start: int, end: int) -> Flow | None:
         raise Malformed(f"a message about a connection that lacks something: {error!r}") from error
 
 
+class FlowReader:
+    """Reads what ``translated_flow`` reads, most of it at once.
+
+    Messages of one length are laid out in one or two ways. Where the values are is learned from one that was read
+    whole; each other is compared with it in all but the values, that is to say: in the headers of all attributes.
+    """
+
+    def __init__(self) -> None:
+        self._shapes: dict[int, list[_Shape]] = {}
+
+    def read(self, buffer: memoryview, start: int, end: int) -> Flow | None:
+        """The flow of a message's body; None for a connection that is not translated. Raises Malformed."""
+        said = buffer[start:end]
+        known = self._shapes.get(end - start, ())
+        for shape in known:
+            if shape.fits(said):
+                return shape.flow(said)
+        flow = translated_flow(buffer, start, end)
+        if len(known) < _ALIKE and len(self._shapes) < _LAYOUTS and (learned := _Shape.of(said)) is not None:
+            self._shapes[end - start] = [*known, learned]
+        return flow
+
+
+class _Shape:
+    """The layout of a message's body: of a protocol with ports, of zone 0, with or without counters."""
+
+    def __init__(self, layout: str, counters: slice | None, model: memoryview) -> None:
+        self._struct = struct.Struct(layout)
+        self._counters = counters
+        values = self._struct.pack(*self._struct.unpack(b"\xff" * len(model)))
+        self._mask = int.from_bytes(values, "big") ^ (1 << 8 * len(model)) - 1
+        self._model = int.from_bytes(model, "big") & self._mask
+
+    @classmethod
+    def of(cls, said: memoryview) -> Self | None:
+        """That of a body; None for one of another kind. Raises Malformed."""
+        usual = next((one for one in _USUAL if one.size <= len(said) and one.endpoints(said, 0)), None)
+        if usual is None:
+            return None
+        at = usual.size
+        if said[at : at + 4] != _ID or said[at + 8 : at + 12] != _STATUS:
+            return None
+        layout, counters, values = f">{_NFGEN}x{usual.values}4xI4xI", None, 0
+        attributes = list(_attributes(said, at + 16, len(said)))
+        kinds = [kind for kind, _, _ in attributes]
+        if len({*kinds, _CTA_ID, _CTA_STATUS, _CTA_ZONE}) < len(kinds) + 3:
+            return None
+        for what, begin, end in attributes:
+            if what == _CTA_COUNTERS_ORIG:
+                at = begin - _NLA.size
+                both = said[at : at + _BOTH_COUNTERS.size]
+                if len(both) < _BOTH_COUNTERS.size or _BOTH_COUNTERS.unpack(both) != _COUNTERS_HEADERS:
+                    return None
+                counters = slice(values, values + 4)
+            if what in (_CTA_COUNTERS_ORIG, _CTA_COUNTERS_REPLY):
+                layout += "8xQ4xQ"
+                values += 2
+            else:
+                layout += f"4x{(end - begin + 3) & ~3}s"
+                values += 1
+        return cls(layout, counters, said) if struct.calcsize(layout) == len(said) else None
+
+    def fits(self, said: memoryview) -> bool:
+        """Whether a body of this size is laid out so."""
+        return int.from_bytes(said, "big") & self._mask == self._model
+
+    def flow(self, said: memoryview) -> Flow | None:
+        """The flow of a body that fits."""
+        (source, destination, protocol, source_port, destination_port,
+         replier, receiver, _, replier_port, receiver_port,
+         identifier, status, *rest) = self._struct.unpack(said)  # fmt: skip
+        original = Endpoints(source, destination, source_port, destination_port)
+        translated = Endpoints(receiver, replier, receiver_port, replier_port)
+        nat = _nat(status, original, translated)
+        if not nat:
+            return None
+        counters = Counters(*rest[self._counters]) if self._counters else None
+        return Flow(identifier, 0, protocol, nat, original, translated, counters)
+
+
 class Glance:
     """Reads no more of a message than which connection it is and what the kernel counted.
 
@@ -137,14 +219,16 @@ class Glance:
         return (identifier, Counters(op, ob, rp, rb)) if (a, b, c, d, e, f, g) == _GLANCED else None
 
 
-_LAYOUTS = 64
+_LAYOUTS, _ALIKE = 64, 4
 _COUNTED = (_NLA.pack(12, _CTA_COUNTERS_PACKETS), _NLA.pack(12, _CTA_COUNTERS_BYTES))
 _GLANCED = (
     _NLA.pack(8, _CTA_ID),
     *(_NLA.pack(28, _CTA_COUNTERS_ORIG | _NLA_F_NESTED), *_COUNTED),
     *(_NLA.pack(28, _CTA_COUNTERS_REPLY | _NLA_F_NESTED), *_COUNTED),
 )
-
+_ID, _STATUS = _NLA.pack(8, _CTA_ID), _NLA.pack(8, _CTA_STATUS)
+_BOTH_COUNTERS = struct.Struct("4s4s8x4s8x4s4s8x4s8x")
+_COUNTERS_HEADERS = _GLANCED[1:]
 
 _Found = tuple[int, Endpoints, Endpoints]
 """Protocol, the original and the translated endpoints."""
@@ -170,6 +254,8 @@ class _Usual:
             for kind in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY)
         ]
         self.size = self._struct.size
+        self.values = 2 * f"12x{width}s4x{width}s8xB7xH6xH2x"
+        """The layout of the two tuples without their headers."""
 
     def endpoints(self, buffer: memoryview, start: int) -> _Found | None:
         """What the message says, or None when it is laid out differently."""
@@ -210,15 +296,20 @@ def _flow(found: _Found, buffer: memoryview, start: int, end: int) -> Flow | Non
         elif kind & _NLA_TYPE_MASK == _CTA_COUNTERS_REPLY:
             received = _counted(buffer, start + 4, start + length)
         start += (length + 3) & ~3
+    nat = _nat(status, original, translated)
+    if not nat:
+        return None
+    counters = None if sent is None else Counters(*sent, *(received or (0, 0)))
+    return Flow(identifier, zone, protocol, nat, original, translated, counters)
+
+
+def _nat(status: int, original: Endpoints, translated: Endpoints) -> int:
     nat = 0
     if status & _IPS_SRC_NAT or original[0] != translated[0] or original[2] != translated[2]:
         nat |= SNAT
     if status & _IPS_DST_NAT or original[1] != translated[1] or original[3] != translated[3]:
         nat |= DNAT
-    if not nat:
-        return None
-    counters = None if sent is None else Counters(*sent, *(received or (0, 0)))
-    return Flow(identifier, zone, protocol, nat, original, translated, counters)
+    return nat
 
 
 def _counted(buffer: memoryview, start: int, end: int) -> tuple[int, int]:

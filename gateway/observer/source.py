@@ -54,6 +54,10 @@ _BUFFERED = 2 * _RECEIVE_BUFFER >> 9  # events that fit at most
 _EVENTS_PER_TURN = 512  # then others are served
 _DATAGRAMS_PER_TURN = 4  # of a dump: up to 700 connections
 _DATAGRAM = 1 << 16
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NETLINK_DROP_MEMBERSHIP = 270, 1, 2  # linux/netlink.h
+_REST = 20_000
+"""Microseconds for which events gather once all have been read: a turn of the loop and the kernel's waking of a sleeper
+take longer than to read an event."""
 
 
 def cpu_us() -> int:
@@ -90,6 +94,7 @@ class ConntrackSource:
         self._events: socket.socket | None = None
         self._dump: socket.socket | None = None
         self._sequence = 0
+        self._reader = ctnetlink.FlowReader()
         self._glance = ctnetlink.Glance()
         self._dump_ended = 0
         self.dumps = 0
@@ -103,6 +108,8 @@ class ConntrackSource:
         """Whether events were lost that no dump has made good for."""
         self._next_try: int | None = None
         """When the next dump begins, or the sockets are opened; None while a dump is under way, or when closed."""
+        self._rests_until: int | None = None
+        """When events are looked at again; None while they are."""
         loop.add(self)
 
     def open(self) -> None:
@@ -116,11 +123,31 @@ class ConntrackSource:
         self._next_try = None
 
     def next_timer(self) -> int | None:
-        """When the next dump, or the next attempt, is due."""
-        return self._next_try
+        """When the next dump, the next attempt, or the end of a rest is due."""
+        return min((at for at in (self._next_try, self._rests_until) if at is not None), default=None)
+
+    def hear(self, groups: int, pace: Pace) -> None:
+        """Hear the events of these groups from now on, and dump at this pace."""
+        changed, before = self._groups ^ groups, self._pace
+        self._groups, self._pace = groups, pace
+        if self._events is None:
+            return
+        try:
+            for number in range(changed.bit_length()):
+                if changed >> number & 1:
+                    option = _NETLINK_ADD_MEMBERSHIP if groups >> number & 1 else _NETLINK_DROP_MEMBERSHIP
+                    self._events.setsockopt(_SOL_NETLINK, option, number + 1)
+        except OSError as error:
+            self._failed(error)
+            return
+        if pace != before and self._next_try is not None:
+            self._plan_dump()
 
     def tick(self, now: int) -> None:
         """Do what is due."""
+        if self._rests_until is not None and now >= self._rests_until:
+            self._rests_until = None
+            self._watch_events()
         if self._next_try is None or now < self._next_try:
             return
         self._next_try = None
@@ -139,7 +166,18 @@ class ConntrackSource:
             # Bursts overrun a smaller one earlier, that is all.
             self._tally.errors[CONNTRACK, "set_read_buffer"] += 1
             self._complaints.say("conntrack buffer", f"cannot enlarge it: {error.strerror}")
+        self._watch_events()
+
+    def _watch_events(self) -> None:
+        assert self._events is not None
         self._loop.watch(self._events.fileno(), self._guarded(self._read_events))
+
+    def _rest(self) -> None:
+        """All events are read: nobody waits for the next ones for a while."""
+        assert self._events is not None
+        if self._rests_until is None:
+            self._loop.forget(self._events.fileno())
+        self._rests_until = self._loop.clock() + _REST
 
     def _begin_dump(self) -> None:
         self._sequence += 1
@@ -176,12 +214,13 @@ class ConntrackSource:
         return guarded
 
     def _read_events(self) -> None:
-        table, buffer, events = self._table, self._buffer, self._events
+        table, buffer, events, reader = self._table, self._buffer, self._events, self._reader
         assert events is not None
         for _ in range(_EVENTS_PER_TURN):
             try:
                 size = events.recv_into(buffer)
             except BlockingIOError:
+                self._rest()
                 if self._behind:
                     self._end_dump()
                 return
@@ -192,7 +231,7 @@ class ConntrackSource:
                 continue
             try:
                 for kind, start, end, _ in ctnetlink.messages(buffer, size):
-                    if kind in ctnetlink.EVENTS and (flow := ctnetlink.translated_flow(buffer, start, end)):
+                    if kind in ctnetlink.EVENTS and (flow := reader.read(buffer, start, end)):
                         table.event(kind, flow)
             except ctnetlink.Malformed as error:
                 self._malformed(error)
@@ -228,7 +267,7 @@ class ConntrackSource:
                         seen = self._glance.at(buffer, start, end)
                         if seen is not None and table.unchanged(*seen):
                             continue
-                        if flow := ctnetlink.translated_flow(buffer, start, end):
+                        if flow := self._reader.read(buffer, start, end):
                             table.dumped(flow)
                             self._glance.learn(buffer, start, end)
                     elif kind == ctnetlink.FAILED:
@@ -278,7 +317,9 @@ class ConntrackSource:
         self._close_dump()
         self._behind = 0
         if self._events is not None:
-            self._loop.forget(self._events.fileno())
+            if self._rests_until is None:
+                self._loop.forget(self._events.fileno())
+            self._rests_until = None
             self._events.close()
             self._events = None
 

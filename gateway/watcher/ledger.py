@@ -1,7 +1,11 @@
 """The connections that live, and the sums that their events change. Pure: a participant gives it events and dumps.
 
 As ``gateway.observer.table`` it learns from both and heals what was lost; but it counts for the objects of a spec, and
-a connection beyond its capacity takes nobody's place: it is counted when it begins and when it ends.
+a connection beyond its capacity takes nobody's place: it is counted when it ends.
+
+A connection is counted as new when it is first heard of, be that by the event of its beginning, by a dump or, if it was
+shorter than what lies between two dumps, by its end; so it makes no difference to the counts whether the kernel tells
+of beginnings or not. Only what the first dump finds was there before, and is no new connection.
 """
 
 from __future__ import annotations
@@ -46,15 +50,15 @@ class _Entry:
 
 
 class Ledger:
-    """Keeps the sums. ``happened`` is told of starts and ends; ``lost`` says how often events were lost so far."""
+    """Keeps the sums. ``happened`` is told of starts and ends."""
 
-    def __init__(
-        self, happened: Callable[[str, Flow], None], lost: Callable[[], int], capacity: int = CAPACITY
-    ) -> None:
+    def __init__(self, happened: Callable[[str, Flow], None], capacity: int = CAPACITY) -> None:
         self.accounts = Accounts()
         self.sources, self.destinations = Talkers(), Talkers()
         """Addresses inside and outside."""
         self.events = {"new": 0, "end": 0}
+        self.begun = 0
+        """New connections, as many as have been counted."""
         self.accounting = False
         """Whether the kernel tells packets and bytes."""
         self.beyond = 0
@@ -63,12 +67,11 @@ class Ledger:
         self.moved = True
         """Whether anything has been counted since this was taken back."""
         self._happened = happened
-        self._lost = lost
-        self._lost_before = 0
         self._entries: dict[int, _Entry] = {}
         self._generation = 0
+        self._settled = False
+        """Whether all that was there before is known, so that what is not known yet is new."""
         self._ended_since: set[int] | None = None
-        self._discovered: list[int] = []
         self._spec_changed = self._attributing = False
         """Whether the spec has changed since the last dump began, and before it."""
 
@@ -92,41 +95,44 @@ class Ledger:
         self.moved = True
         key = flow.zone << 32 | flow.identifier
         entry = self._entries.get(key)
+        # Its identifier may be another living connection's: then it is counted when it ends, and not remembered.
         taken = entry is not None and not is_of(entry.packed, flow)
+        if taken:
+            entry = None
         if kind == ctnetlink.DESTROY:
             self.events["end"] += 1
-            if entry is None or taken:
-                account = self.accounts.of(flow)
-                self._moved(account, flow, _NOTHING)
-            else:
+            if entry is not None:
                 del self._entries[key]
                 self._closed(entry, flow)
+            else:
+                account = self.accounts.of(flow)
+                if self._settled:
+                    self._began(account, flow)
+                self._moved(account, flow, _NOTHING)
             if self._ended_since is not None and not taken:
                 self._ended_since.add(key)
             self._happened(END, flow)
             return
         self.events["new"] += 1
-        if taken:
-            # Its identifier is another living connection's: it is counted, and not remembered.
-            self.beyond += 1
-            entry = None
-        elif entry is None:
-            entry = self._insert(key, flow)
+        if entry is None:
+            if taken:
+                self.beyond += 1
+            else:
+                entry = self._insert(key, flow)
+            if entry is None:
+                self._happened(START, flow)
+                return
             if self._ended_since is not None:
                 # A new connection may get the identifier of one that ended.
                 self._ended_since.discard(key)
-        if entry is None:
-            self._began(self.accounts.of(flow), flow)
-        elif not entry.started:
-            # A dump may have told of it first.
-            entry.started = True
-            self._began(entry.account, flow)
+        # A dump may have told of it first.
+        if not entry.started:
+            self._starts(entry, flow)
 
     def begin_dump(self) -> None:
         """A dump has been asked for."""
         self._generation += 1
         self._ended_since = set()
-        self._discovered = []
         self._attributing, self._spec_changed = self._spec_changed, False
 
     def unchanged(self, identifier: int, counters: Counters) -> bool:
@@ -148,7 +154,8 @@ class Ledger:
             entry = self._insert(key, flow)
             if entry is None:
                 return
-            self._discovered.append(key)
+            if self._settled:
+                self._starts(entry, flow._replace(counters=None))
         elif not is_of(entry.packed, flow):
             return
         elif self._attributing:
@@ -170,15 +177,7 @@ class Ledger:
             flow = unpack(entry.packed, key & 0xFFFFFFFF, key >> 32, counters)
             self._closed(entry, flow)
             self._happened(END, flow)
-        if self._lost() != self._lost_before:
-            self._lost_before = self._lost()
-            # Nobody told, or will tell, of the beginning of these.
-            for key in self._discovered:
-                entry_ = self._entries.get(key)
-                if entry_ is not None and not entry_.started:
-                    entry_.started = True
-                    self._began(entry_.account, unpack(entry_.packed, key & 0xFFFFFFFF, key >> 32, None))
-        self._discovered = []
+        self._settled = True
 
     # Sums
 
@@ -207,30 +206,40 @@ class Ledger:
         self.destinations.closed(outside, account.inbound)
         self._moved(account, flow, entry.counters)
 
+    def _starts(self, entry: _Entry, flow: Flow) -> None:
+        """A connection that is remembered is counted as new."""
+        entry.started = True
+        self._began(entry.account, flow)
+        self._happened(START, flow)
+
     def _began(self, account: Account, flow: Flow) -> None:
+        self.begun += 1
         place = NEW_IN if account.inbound else NEW_OUT
         account.sums[place] += 1
         inside, outside = _ends(account, flow)
         self.sources.of(inside)[place] += 1
         self.destinations.of(outside)[place] += 1
-        self._happened(START, flow)
 
     def _moved(self, account: Account, flow: Flow, before: bytes) -> None:
         """Count what came in between; a counter that went back began anew."""
         if flow.counters is None:
             return
         self.accounting = True
-        old = _COUNTERS.unpack(before)
-        grown = [new - held if new >= held else new for new, held in zip(flow.counters, old, strict=True)]
-        if not any(grown):
+        sent, size, received, size_back = flow.counters
+        if before is not _NOTHING:
+            held = _COUNTERS.unpack(before)
+            sent, size, received, size_back = (
+                new - old if new >= old else new for new, old in zip(flow.counters, held, strict=True)
+            )
+        if not (sent or size or received or size_back):
             return
         forth, back = (BYTES_IN, BYTES_OUT) if account.inbound else (BYTES_OUT, BYTES_IN)
         inside, outside = _ends(account, flow)
         for sums in (account.sums, self.sources.of(inside), self.destinations.of(outside)):
-            sums[forth + 1] += grown[0]
-            sums[forth] += grown[1]
-            sums[back + 1] += grown[2]
-            sums[back] += grown[3]
+            sums[forth + 1] += sent
+            sums[forth] += size
+            sums[back + 1] += received
+            sums[back] += size_back
 
     def _reattribute(self, entry: _Entry, flow: Flow) -> None:
         """Whose connection it is may have changed with the spec.

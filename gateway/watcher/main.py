@@ -26,6 +26,7 @@ from gateway.small.loop import Loop, on_signals
 from gateway.small.server import Server, line_protocol, same_user_or_root
 from gateway.watcher.accounts import Objects
 from gateway.watcher.exposition import exposition
+from gateway.watcher.hearing import Hearing
 from gateway.watcher.ledger import Ledger
 from gateway.watcher.logfile import LogFile
 from gateway.watcher.options import LogOptions, identity
@@ -34,6 +35,8 @@ from gateway.watcher.report import Rates, report
 
 PROGRAM = "natgw-watcher"
 PACE = Pace(every=2_000_000, share=100)
+FLOODED = Pace(every=2_000_000, share=10)
+"""Where nothing but dumps can tell what lives."""
 NICE = 5
 """Verbs go first."""
 STDIN, STDOUT = 0, 1
@@ -55,9 +58,11 @@ class Watcher:
             self._recorder = Recorder(identity(os.environ))
             self._limit = TokenBucket(log.rate, log.burst)
             self._writer = _writer(log, self.tally)
-        self.ledger = Ledger(self._happened, lambda: self.tally.errors[CONNTRACK, "overrun"])
+        self.ledger = Ledger(self._happened)
+        self._hearing = Hearing()
+        groups = ctnetlink.END_GROUP if log is None else ctnetlink.LIFE_GROUPS
         self.source = ConntrackSource(
-            loop, self.ledger, self.tally, self._complaints, groups=ctnetlink.LIFE_GROUPS, pace=PACE, count=tracked
+            loop, self.ledger, self.tally, self._complaints, groups=groups, pace=PACE, count=tracked
         )
         self._rates = Rates()
         self._dumps = 0
@@ -70,15 +75,21 @@ class Watcher:
         return self._loop.clock() + FLUSH if self._writer else None
 
     def tick(self, now: int) -> None:
-        """Write the log; with each dump an interval ends."""
+        """Write the log; with each dump an interval ends, and it is decided anew what to hear."""
         if self._writer is not None:
             self._writer.flush()
+        self._hearing.heard(self.ledger.events["new"], now)
         if self.source.dumps != self._dumps:
+            self._hearing.dumped(self.ledger.begun, max(PACE.every, PACE.share * self.source.dump_took), now)
             self._dumps = self.source.dumps
             self._rates.tick(self.ledger.accounts.sums() if self.ledger.moved else None, now / 1e6, time.time())
             self.ledger.moved = False
             self.ledger.sources.tick()
             self.ledger.destinations.tick()
+        if self._log is None:
+            hearing = self._hearing
+            groups = ctnetlink.LIFE_GROUPS if hearing.on else ctnetlink.END_GROUP
+            self.source.hear(groups, FLOODED if hearing.flooded else PACE)
 
     def _happened(self, event: str, flow: Flow) -> None:
         log, writer = self._log, self._writer

@@ -19,12 +19,12 @@ from gateway.kernel.netlink import Message, Netlink, attribute, attributes
 from gateway.kernel.nft_rules import expressions
 from gateway.kernel.nft_tables import GETRULE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_TABLE
 from gateway.kernel.nft_variant import NftVariantFirewall
-from gateway.ports import Moved
+from gateway.ports import Moved, Refused
 from gateway.remembered import EvidentFirewall, RememberedFirewall
 from rules import nat
 from rules.delta import chain_edits
 from rules.iptables import parse_rule, render_rule
-from rules.ruleset import ChainRef, DeleteRule, InsertRule, NewChain, Rule, Rules
+from rules.ruleset import ChainRef, DeleteRule, InsertRule, NewChain, ReplaceRules, Rule, Rules
 from rules.spec import Dnat, GatewaySpec, Snat
 from rules.state import AddAddress, AddressKey, DeleteAddress, SetPromoteSecondaries
 
@@ -104,6 +104,39 @@ def test_nor_do_those_that_go_through_the_tool(variant: str, namespace: Namespac
         assert firewall.read(["nat"]).chains[CHAIN] == wanted
         assert driver(variant).read(["nat"]).chains[CHAIN] == wanted
     assert counted.reads == 0
+
+
+@VARIANTS
+def test_a_chain_is_written_anew_without_the_tool(
+    variant: str, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firewall = RememberedFirewall(driver(variant))
+    mangle = ChainRef("mangle", "VPC_MARK")
+    firewall.edit("mangle", [NewChain(mangle)])
+    firewall.edit("nat", [NewChain(CHAIN), InsertRule(CHAIN, 0, FOREIGN)])
+    for table in ("nat", "mangle"):
+        firewall.read([table])
+    tool, used = restore.edit, []
+
+    def noted(*args: Any, **how: Any) -> None:
+        used.append(args[1])
+        tool(*args, **how)
+
+    monkeypatch.setattr(restore, "edit", noted)
+    for wanted in (rules(*range(1, 1501)), rules(*range(1500, 800, -1)), ()):
+        firewall.edit("nat", [ReplaceRules(CHAIN, wanted)])
+        assert firewall.read(["nat"]).chains[CHAIN] == driver(variant).read(["nat"]).chains[CHAIN] == wanted
+        firewall.edit("nat", [InsertRule(CHAIN, len(wanted), rules(9)[0])])  # the handles are those of the new rules
+        assert driver(variant).read(["nat"]).chains[CHAIN] == (*wanted, *rules(9))
+    assert not used
+    # What the kernel refuses in the midst of it leaves the chain as it was: DNAT belongs into nat.
+    with pytest.raises(Refused):
+        firewall.edit("mangle", [ReplaceRules(mangle, rules(*range(1, 700)))])
+    assert driver(variant).read(["mangle"]).chains[mangle] == ()
+    theirs = "-t nat -I SHARED_DNAT 1 -d 9.9.9.9 -j ACCEPT"
+    namespace.run(f"iptables-{variant}", *theirs.split())
+    with pytest.raises(Moved):
+        firewall.edit("nat", [ReplaceRules(CHAIN, rules(*range(1, 700)))])
 
 
 def test_others_wait_while_the_tool_works_and_are_noticed(

@@ -1,8 +1,9 @@
 """Rules of the legacy variant as entries of the kernel's table, and read from these.
 
 An entry (``struct ipt_entry``, linux/netfilter_ipv4/ip_tables.h) is a header about addresses, interfaces and protocol,
-then matches, then a target. Building one here takes 5 us, through python-iptables 100; reading it as much, through text
-ten times that. What is not spoken here is left to the tools: of what is read, every byte is accounted for.
+then matches, then a target. Building one here takes 10 us, where python-iptables takes 100; reading one takes 4, where
+its text takes 16. What is not spoken here is left to the tools. What is read is written again and compared, part by
+part, so that nothing that stands in an entry is overlooked.
 """
 
 from __future__ import annotations

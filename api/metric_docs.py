@@ -33,7 +33,8 @@ kubectl -n kube-system exec vpc-nat-gw-gw1-0 -c vpc-nat-gw -- natgw metrics
 Nothing is measured because somebody asks. A process beside the daemon, the flow watcher, hears of every ended connection from the kernel and
 keeps sums; connections that live, and their bytes, are read from the kernel's table in the background, which takes a hundredth of its time at most.
 So what is told of living connections, that they began too, is as old as `natgw_flow_resync_timestamp_seconds` says (two seconds at some thousand connections);
-what is told of ended ones is exact. Each connection is counted as new once, when it is first heard of.
+what is told of ended ones is exact. Each connection is counted as new once, when it is first heard of. Where the kernel has to drop events of ends
+(`natgw_flow_events_lost_total`: tens of thousands at once), the next dump finds what has ended, but what no dump has told of either is not counted.
 
 The kernel is asked to tell of beginnings (`natgw_flow_events_total{{event="new"}}`) while a [flow log](flow-log.md) is written, and where dumps are more than
 five seconds apart, unless there are more than ten thousand a second: it makes such events for every network namespace of the machine as soon as anybody

@@ -130,10 +130,10 @@ class Line:
     def fill(self, entries: int, rate: float) -> int:
         """Open connections, at most ``rate`` a second, until the gateway tracks about so many; how many it tracks.
 
-        On a busy machine some do not arrive, so it is looked again until enough did.
+        On a busy machine some do not arrive, so all are sent again until enough did: they are the same every time.
         """
-        while (missing := entries - self._tracked()) > entries / 100:
-            self._send(missing / rate, rate, 0)
+        while entries - self._tracked() > entries / 100:
+            self._send(entries / rate, rate, 0)
             self._settled()
         return self._tracked()
 

@@ -135,14 +135,21 @@ def test_more_than_are_read_in_a_turn_are_read_without_a_rest(kernel: Kernel, mo
 
 def test_what_is_heard_can_be_changed(kernel: Kernel) -> None:
     slow = Pace(every=50 * REST, share=0)
-    kernel.source.hear(ctnetlink.LIFE_GROUPS, slow)
-    assert kernel.listening.groups == ctnetlink.LIFE_GROUPS
-    assert kernel.source.next_timer() == REST
     kernel.now += REST
     kernel.loop.turn()
-    assert kernel.source.next_timer() == 50 * REST, "the dump that was due earlier, too"
+    assert kernel.source.next_timer() == 10 * REST
+    kernel.source.hear(ctnetlink.LIFE_GROUPS, slow)
+    assert kernel.listening.groups == ctnetlink.LIFE_GROUPS
+    assert kernel.source.next_timer() == slow.overrun_every, "what began before may not be known"
+    kernel.now = slow.overrun_every
+    kernel.loop.turn()
+    assert kernel.source.next_timer() == kernel.now + REST
+    kernel.now += REST
+    kernel.loop.turn()
+    assert kernel.source.next_timer() == slow.overrun_every + 50 * REST
     kernel.source.hear(ctnetlink.END_GROUP, slow)
     assert kernel.listening.groups == ctnetlink.END_GROUP
+    assert kernel.source.next_timer() == slow.overrun_every + 50 * REST
 
 
 def test_where_it_cannot_be_changed_all_is_opened_anew(kernel: Kernel) -> None:

@@ -18,6 +18,17 @@ def test_where_dumps_come_often_they_will_do() -> None:
     assert not hearing.on
 
 
+def test_they_are_heard_as_soon_as_a_dump_takes_long() -> None:
+    hearing = Hearing()
+    hearing.dumping(SOON)
+    assert not hearing.on
+    hearing.dumping(SOON + 1)
+    assert hearing.on
+    hearing.dumped(MOST * 2, 2 * SOON, SECOND)
+    hearing.dumping(2 * SOON)
+    assert (hearing.on, hearing.flooded) == (False, True)
+
+
 def test_of_too_many_none_are_heard() -> None:
     """Whether a dump has found that they began, or their events come."""
     hearing = Hearing()

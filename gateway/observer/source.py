@@ -101,7 +101,8 @@ class ConntrackSource:
         """Dumps that came to their end."""
         self.dump_took = 0
         """Microseconds of CPU that the last one took, without the events in between."""
-        self._dump_takes = 0
+        self.dump_takes = 0
+        """And the one under way so far."""
         self._behind = 0
         """After the end of a dump: how many events may have happened before it and are not read yet."""
         self._lost = False
@@ -127,7 +128,10 @@ class ConntrackSource:
         return min((at for at in (self._next_try, self._rests_until) if at is not None), default=None)
 
     def hear(self, groups: int, pace: Pace) -> None:
-        """Hear the events of these groups from now on, and dump at this pace."""
+        """Hear the events of these groups from now on, and dump at this pace.
+
+        What was not heard until now counts as lost: the next dump is soon.
+        """
         changed, before = self._groups ^ groups, self._pace
         self._groups, self._pace = groups, pace
         if self._events is None:
@@ -140,7 +144,8 @@ class ConntrackSource:
         except OSError as error:
             self._failed(error)
             return
-        if pace != before and self._next_try is not None:
+        self._lost = self._lost or bool(changed & groups)
+        if (changed or pace != before) and self._next_try is not None:
             self._plan_dump()
 
     def tick(self, now: int) -> None:
@@ -181,7 +186,7 @@ class ConntrackSource:
 
     def _begin_dump(self) -> None:
         self._sequence += 1
-        self._dump_takes = 0
+        self.dump_takes = 0
         self._lost = False
         if self._count() == 0:
             self._table.begin_dump()
@@ -243,7 +248,7 @@ class ConntrackSource:
     def _timed_dump(self) -> None:
         begun = cpu_us()
         done = self._read_dump()
-        self._dump_takes += cpu_us() - begun
+        self.dump_takes += cpu_us() - begun
         if done:
             self._dumped()
 
@@ -286,9 +291,9 @@ class ConntrackSource:
         self._tally.up[CONNTRACK] = True
         self._complaints.well(CONNTRACK)
         self._dump_ended = self._loop.clock()
-        self._dump_takes += cpu_us() - begun
+        self.dump_takes += cpu_us() - begun
         self.dumps += 1
-        self.dump_took = self._dump_takes
+        self.dump_took = self.dump_takes
         self._plan_dump()
 
     def _plan_dump(self) -> None:

@@ -41,6 +41,14 @@ class Hearing:
         if self._waiting > BURST:
             self.on, self.flooded = False, True
 
+    def dumping(self, until_next: int) -> None:
+        """A dump is under way; after what it has taken so far, until the next one it would take so long.
+
+        Who begins to listen only at its end knows nothing of those that begin behind its back.
+        """
+        if until_next > SOON and not self.flooded:
+            self.on = True
+
     def dumped(self, begun: int, until_next: int, now: int) -> None:
         """A dump has ended: so many connections have begun until now; until the next one it takes so long."""
         self.flooded = (begun - self._begun) * 1e6 > MOST * (now - self._dumped_at)

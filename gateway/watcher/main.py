@@ -79,6 +79,7 @@ class Watcher:
         if self._writer is not None:
             self._writer.flush()
         self._hearing.heard(self.ledger.events["new"], now)
+        self._hearing.dumping(PACE.share * self.source.dump_takes)
         if self.source.dumps != self._dumps:
             self._hearing.dumped(self.ledger.begun, max(PACE.every, PACE.share * self.source.dump_took), now)
             self._dumps = self.source.dumps

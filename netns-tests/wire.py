@@ -16,6 +16,7 @@ BROADCAST = "ff:ff:ff:ff:ff:ff"
 ETH_P_IP, ETH_P_ARP = 0x0800, 0x0806
 _SO_TIMESTAMPNS = 35
 _SO_RCVBUFFORCE = 33
+_SOL_PACKET, _PACKET_STATISTICS = 263, 6
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Capture:
         # Frames that leave are only shown to sockets that hear everything.
         self._filter = struct.pack("!H", ethertype)
         self._socket = host.open_socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 22)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 25)  # some seconds' worth at 100 Mbit/s
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._socket.bind((interface, 0x0003))
 
@@ -65,6 +66,16 @@ class Capture:
                 if wanted(frame):
                     return frame
         return None
+
+    @property
+    def missed(self) -> int:
+        """How many frames found no room since this was asked last."""
+        _, dropped = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+        return int(dropped)
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._socket.close()
 
     def take(self, count: int, wanted: Callable[[Frame], bool] = lambda frame: True) -> list[Frame]:
         """The next ``count`` frames that are wanted; they must come."""

@@ -216,6 +216,10 @@ class Daemon:
     def announce(self, *addresses: IPv4Address) -> int:
         return self._writer.submit(self.announcer.announce, "net1", addresses).result()
 
+    def listening(self) -> None:
+        """Wait until the loop has done what the calls so far left to it: it hears of other holders from then on."""
+        self.in_loop(lambda: None)
+
     def withdraw(self, *addresses: IPv4Address) -> None:
         self._writer.submit(self.announcer.withdraw, "net1", addresses).result()
 
@@ -333,6 +337,7 @@ def test_replicas_report_each_other_and_never_fight(wire: Wire, make: Make) -> N
     began = time.time()
     ours, theirs = make(wire.gateway).start(), make(wire.replica).start()
     assert ours.announce(EIP) == 1
+    ours.listening()
     assert theirs.announce(EIP) == 1
     assert Counter(senders(wire.capture.rest())) == {(str(EIP), MAC): 3, (str(EIP), REPLICA_MAC): 3}
     ((interface, conflict),) = ours.conflicts  # three sightings, one report
@@ -349,6 +354,7 @@ def test_a_prober_is_no_holder_and_an_ordinary_request_of_one_is(wire: Wire, mak
     wire.macvlan(wire.replica, REPLICA_MAC)
     ours = make(wire.gateway).start()
     ours.announce(EIP)
+    ours.listening()
     probe = ARP(op=1, hwsrc=REPLICA_MAC, psrc="0.0.0.0", pdst=str(EIP))
     request = ARP(op=1, hwsrc=REPLICA_MAC, psrc=str(EIP), pdst="192.0.2.1")
     sender = within(wire.replica, lambda: ArpSender("net1"))

@@ -312,7 +312,7 @@ def test_eip_add_returns_at_once_with_its_announcement_on_the_wire(gateway: Gate
                     pass
             begun = time.monotonic()
             assert gateway.verb(f"eip-add {eip}/16") == OK
-            assert time.monotonic() - begun < 1.0
+            assert time.monotonic() - begun < 2  # seconds, which its two repeats take
             if again:  # may be paced: earlier announcements of it still repeat
                 continue
             heard = []

@@ -86,10 +86,8 @@ def test_the_first_eip_is_announced_with_the_own_address_before_the_verb_returns
     world: World, gateway: Gateway
 ) -> None:
     ear = Capture(world.router, "eth0")
-    began = time.monotonic()
     gateway.verb("eip-add", f"{EIP}/24")
-    returned, took = time.time(), time.monotonic() - began
-    assert took < 1.5
+    returned = time.time()
     first = ear.take(2, gratuitous(gateway.mac))
     assert announcements(first) == {(EIP, gateway.mac): 1, (OWN, gateway.mac): 1}
     assert max(frame.at for frame in first) < returned
@@ -97,6 +95,7 @@ def test_the_first_eip_is_announced_with_the_own_address_before_the_verb_returns
     repeats = ear.take(4, gratuitous(gateway.mac))
     assert announcements(repeats) == {(EIP, gateway.mac): 2, (OWN, gateway.mac): 2}
     assert repeats[-1].at - first[0].at > 1.9
+    assert returned < repeats[-1].at  # the verb did not wait for them
     assert not ear.rest(QUIET, gratuitous(gateway.mac))
     # A second one is announced alone.
     gateway.verb("eip-add", f"{EIP2}/24")

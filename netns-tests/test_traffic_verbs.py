@@ -150,7 +150,7 @@ def test_eip_add_answers_at_once_and_nothing_hangs_on_its_pipes(world: World) ->
         for address in (EIP, EIP2):
             began = time.monotonic()
             gateway.verb("eip-add", f"{address}/24")
-            assert time.monotonic() - began < 1.5
+            assert time.monotonic() - began < 2  # seconds, which its two repeats take
         pid = gateway.pid
         assert pid
         gateway.verb("get-iptables-version")

@@ -8,11 +8,13 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOTFS = Path(__file__).parent.parent / "image" / "rootfs"
 SUPERVISOR = ROOTFS / "kube-ovn" / "kube-ovn-bfdd-supervisor"
+PATIENCE = 20.0  # seconds to wait for what must come, on a busy machine
 
 
 def loopback() -> str:
@@ -40,6 +42,14 @@ def environment(run_dir: Path, **more: str) -> dict[str, str]:
 
 def run(environ: dict[str, str], *argv: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=30, check=False)
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Look again until it holds."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, f"not within {PATIENCE:.0f} s: {what}"
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager

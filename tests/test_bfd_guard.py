@@ -11,22 +11,13 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gateway.bfd import turns
-from tests.bfd_kit import SUPERVISOR, background, child_of, environment, free_port, loopback, run
-
-PATIENCE = 20.0
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, f"not within {PATIENCE:.0f} s: {what}"
-        time.sleep(0.005)
+from tests.bfd_kit import PATIENCE, SUPERVISOR, background, child_of, environment, eventually, free_port, loopback, run
 
 
 class Pod:

@@ -28,6 +28,7 @@ from tests.bfd_kit import (
     background,
     child_of,
     environment,
+    eventually,
     free_port,
     loopback,
     peak_mebibytes,
@@ -352,9 +353,7 @@ def test_the_supervisor_as_a_program(tmp_path: Path) -> None:
         not_ready = run(ours, SUPERVISOR, "ready")
         assert (not_ready.returncode, not_ready.stdout) == (1, "")
         run(theirs, "bfdd-control", "allow", local)
-        end = time.monotonic() + 15
-        while run(ours, SUPERVISOR, "ready").returncode != 0:
-            assert time.monotonic() < end
+        eventually(lambda: run(ours, SUPERVISOR, "ready").returncode == 0, "it is ready")
         status = run(ours, SUPERVISOR, "status")
         assert status.returncode == 0
         assert json.loads(status.stdout)["Sessions"][0]["State"] == "Up"
@@ -396,9 +395,7 @@ def test_natgw_in_a_pod_that_speaks_bfd(tmp_path: Path) -> None:
         background(theirs, ROOTFS / "usr/bin/bfdd-beacon", f"--listen={remote}"),
     ):
         run(theirs, "bfdd-control", "allow", local)
-        end = time.monotonic() + 15
-        while run(ours, SUPERVISOR, "ready").returncode != 0:
-            assert time.monotonic() < end
+        eventually(lambda: run(ours, SUPERVISOR, "ready").returncode == 0, "it is ready")
         status = run(ours, NATGW, "status")
         assert (status.returncode, status.stderr) == (0, "")
         assert status.stdout.splitlines()[:2] == ["ready       yes", f"session     {local} - {remote}: Up"]
@@ -409,8 +406,7 @@ def test_natgw_in_a_pod_that_speaks_bfd(tmp_path: Path) -> None:
         assert f"session     {local} - {remote}: AdminDown" in drained.stdout.splitlines()
         assert "drain       done" in drained.stdout
         assert run(ours, NATGW, "undrain").returncode == 0
-        while run(ours, SUPERVISOR, "ready").returncode != 0:
-            assert time.monotonic() < end
+        eventually(lambda: run(ours, SUPERVISOR, "ready").returncode == 0, "it is ready")
         assert run(ours, NATGW, "drain", "now").returncode == 2
 
 

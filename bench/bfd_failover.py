@@ -19,10 +19,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "netns-tests"), str(Path(__file__).parent.parent)]
 
-from ovn import (  # noqa: E402 -- found by the line above
-    Gateway,
+from ovn import Gateway, Ovn  # noqa: E402 -- found by the line above
+from ovn_failover import (  # noqa: E402 -- found by the line above
     Outcome,
-    Ovn,
     bfdd_control,
     cut_outside,
     drop_everything_inside,

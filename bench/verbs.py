@@ -25,6 +25,7 @@ NOTES = (
 )
 INTERPRETER, DNAT_ADD, DNAT_DEL = "python3 -I -S -c pass", "dnat-add", "dnat-del"
 BARE, REPEATED, EIP_ADD, ON_WIRE = "bare edit", "dnat-add, repeated", "eip-add", "eip-add, first frame"
+BY_PYTHON = "dnat-add, repeated, without Perl"
 PLAIN = "plain script, one port mapping"
 NEW = ("172.18.250.1", 40000, "10.9.9.9:80")
 NEW_EIP = "172.18.250.2"
@@ -47,6 +48,7 @@ class Pair:
         with self.gateway.host.entered():
             yield DNAT_ADD, self._verb("dnat-add", rule)
             yield REPEATED, self._verb("dnat-add", rule)
+            yield BY_PYTHON, self._verb("dnat-add", rule, NATGW_PERL="")
             yield DNAT_DEL, self._verb("dnat-del", rule.rpartition(",")[0].rpartition(",")[0])
             begun = time.time()
             yield EIP_ADD, self._verb("eip-add", f"{NEW_EIP}/16")
@@ -67,8 +69,8 @@ class Pair:
             self._restore("-D")
         return took
 
-    def _verb(self, *words: str) -> float:
-        return timing.program(["bash", str(SCRIPT), *words], environment=self.gateway.environment)
+    def _verb(self, *words: str, **environment: str) -> float:
+        return timing.program(["bash", str(SCRIPT), *words], environment=self.gateway.environment | environment)
 
     def _restore(self, action: str) -> float:
         eip, port, inside = NEW
@@ -127,13 +129,13 @@ def _claims(report: Report, sizes: tuple[int, ...]) -> None:
     constant = ratios(values(DNAT_ADD, most), values(DNAT_ADD, few))
     report.limit(f"{DNAT_ADD}, {most:,} rules against {few}", constant, at_most=1.25)
     report.limit(f"{REPEATED}, {many:,} rules", values(REPEATED, many), at_most=15, unit="ms")
-    starts = ratios(values(REPEATED, many), values(INTERPRETER, None))
-    report.limit(f"{REPEATED}, {many:,} rules, against {INTERPRETER}", starts, at_most=2)
+    by_python = ratios(values(REPEATED, many), values(BY_PYTHON, many))
+    report.limit(f"{REPEATED}, {many:,} rules, against Python's client", by_python, at_most=0.75)
     report.limit(f"{EIP_ADD}, {few} rules", values(EIP_ADD, few), at_most=30, unit="ms")
 
 
 def interpreter() -> list[str]:
-    """The bare interpreter that the script runs as its client."""
+    """Nothing but the start of the interpreter that is the client where there is no Perl."""
     return [str(SCRIPT.parents[3] / ".venv/bin/python"), "-I", "-S", "-B", "-c", "pass"]
 
 

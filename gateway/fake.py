@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from gateway.ports import Hop, LinksReading, MapsReading, Moved, Refused, Variant
 from gateway.watch import Domain, Evidence
 from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, apply_map_edits, switched
+from rules.entries import Entries
 from rules.flows import Flow, FlowFilter
 from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
@@ -44,7 +45,7 @@ from rules.state import (
     SetUp,
     Vrf,
 )
-from rules.tc import IfbKey, Objects, TcStep, apply_tc
+from rules.tc import IfbKey, Key, Objects, TcStep, Value, apply_tc
 from rules.tc_text import tc_text
 
 Fault = Callable[[str], None]
@@ -298,9 +299,13 @@ class FakeShaper:
     """``Shaper`` over a FakeKernel."""
 
     kernel: FakeKernel
+    _read: Entries[Key, Value] = field(default_factory=Entries)
 
     def read(self) -> Objects:
-        return dict(self.kernel.tc)
+        """A reading shares with the one before what is the same, as the real kernel's does."""
+        found = Entries(self.kernel.tc)
+        self._read = self._read.changed({key: now for key, _, now in self._read.differences(found)})
+        return self._read
 
     def commit(self, steps: Sequence[TcStep]) -> None:
         for step in steps:

@@ -11,10 +11,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from ovn import (
-    Gateway,
+from ovn import Gateway, Ovn, wait_until
+from ovn_failover import (
     Outcome,
-    Ovn,
     cut_outside,
     down_reasons,
     drop_everything_inside,
@@ -22,7 +21,6 @@ from ovn import (
     failover,
     mend_outside,
     streaming,
-    wait_until,
 )
 
 pytestmark = pytest.mark.alone

@@ -10,6 +10,7 @@ from netns import Namespace, require
 from specs import random_spec
 
 from gateway.kernel import maps, netlink
+from gateway.kernel import mapwire as wire
 from gateway.kernel.generation import Generation
 from gateway.kernel.maps import KernelMaps
 from gateway.kernel.nft import KernelNft
@@ -18,7 +19,20 @@ from gateway.ports import MapsReading, Refused, Variant
 from rules import fastpath
 from rules.apply import Rejected, apply_map_edits
 from rules.fastpath import NO_TABLE
-from rules.maps import AddEntry, DropEntry, DropTable, EntryKey, MapEdit, MapTable, Unlabelled, WriteChains, script
+from rules.maps import (
+    AddEntry,
+    DropEntry,
+    DropTable,
+    EntryKey,
+    MapEdit,
+    MapTable,
+    PrefixSnat,
+    Unlabelled,
+    WriteChains,
+    label,
+    rule_text,
+    script,
+)
 from rules.nft import ServiceKey
 from rules.share import Service, edits, table_of
 from rules.spec import Interfaces
@@ -114,6 +128,52 @@ def force(driver: KernelMaps, commands: Sequence[MapEdit]) -> None:
 def fill(driver: KernelMaps) -> None:
     driver.commit(tuple(fastpath.edits(STANDING, driver.read().table)))
     assert driver.read().table == STANDING
+
+
+AGAIN = PrefixSnat("net1", 24, random_fully=False)  # one of those that stand
+LENGTHS = [EntryKey(f"snat-{n}{how}", f"10.0.{n}.0") for n in (32, 24, 17, 16, 0) for how in ("", "-random")]
+
+
+def as_the_kernel_tells(driver: KernelMaps) -> list[object]:
+    """The maps and rules, attribute by attribute, but for what differs each time they are made: handles and places."""
+    maps = [netlink.attributes(said, 4) for said in driver._netlink.dump(wire.MAPS)]
+    rules = [netlink.attributes(said, 4) for said in driver._netlink.dump(wire.rules_of(2, "natgw", "postrouting"))]
+    told: list[object] = sorted((bytes(a[2]), [(k, bytes(a[k])) for k in (3, 4, 5, 6, 7, 13)]) for a in maps)
+    return [*told, *((bytes(a[4]), bytes(a[7])) for a in rules)]
+
+
+def test_prefix_lengths_come_and_go_as_nft_would_write_them(
+    driver: KernelMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(driver)
+    rng = random.Random(7)
+    for _ in range(30):
+        some = dict.fromkeys(rng.sample(LENGTHS, rng.randrange(len(LENGTHS))), ("192.168.0.1", 0))
+        wanted = fastpath.table_of(Interfaces(), {**some, FIP: ("10.0.1.1", 0)})
+        edits = tuple(fastpath.edits(wanted, driver.read().table))
+        with monkeypatch.context() as patched:
+            patched.setattr(maps, "run", None)  # no program is started
+            driver.commit(edits)
+            assert driver.read().table == wanted
+        written = as_the_kernel_tells(driver)
+        with driver._generation.own():
+            run(["nft", "delete", "table", "ip", "natgw"])
+        run(["nft", "-f", "-"], stdin=script(fastpath.edits(wanted, NO_TABLE)))
+        assert as_the_kernel_tells(driver) == written
+    assert driver.read().table == wanted
+
+
+@pytest.mark.parametrize("where", ["insert", "add"])
+@pytest.mark.parametrize("text", ["counter", f'{rule_text(AGAIN)} comment "{label(AGAIN)}"'], ids=["other", "again"])
+def test_where_another_rule_stands_among_ours_nft_writes_them_all(
+    inside: Namespace, driver: KernelMaps, where: str, text: str
+) -> None:
+    fill(driver)
+    inside.run("nft", f"{where} rule ip natgw postrouting {text}")
+    driver.read()
+    wanted = fastpath.table_of(Interfaces(), dict.fromkeys(LENGTHS[:3], ("192.168.0.1", 0)))
+    driver.commit(tuple(fastpath.edits(wanted, driver.read().table)))
+    assert KernelMaps("legacy", Generation()).read().table == driver.read().table == wanted
 
 
 @pytest.mark.parametrize(

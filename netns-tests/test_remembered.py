@@ -210,6 +210,19 @@ def test_a_rule_is_written_as_iptables_writes_it(namespace: Namespace) -> None:
     assert all(isinstance(rule, Rule) and expressions(rule) for wanted in chains.values() for rule in wanted)
 
 
+def test_so_is_the_guard(namespace: Namespace) -> None:
+    guard = nat.chains(GatewaySpec(), guard=True)[nat.ARP_GUARD]
+    assert guard
+    by_tool, by_us = NftVariantFirewall(), RememberedFirewall(NftVariantFirewall())
+    by_tool.edit("mangle", [NewChain(nat.ARP_GUARD), *chain_edits(nat.ARP_GUARD, (), guard)])
+    written = Handles().raw(nat.ARP_GUARD)
+    by_us.read(["mangle"])
+    by_us.edit("mangle", [DeleteRule(nat.ARP_GUARD, 0, guard[0])])
+    by_us.edit("mangle", [InsertRule(nat.ARP_GUARD, 0, guard[0])])
+    assert Handles().raw(nat.ARP_GUARD) == written
+    assert expressions(guard[0])
+
+
 def test_the_counter_tells_ours_from_theirs(namespace: Namespace) -> None:
     generation = Generation()
     before = generation.others()

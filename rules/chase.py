@@ -9,7 +9,7 @@ or are being written is in place before an answer.
 from __future__ import annotations
 
 from rules import nat
-from rules.maps import MapTable
+from rules.maps import MapTable, alike_but_for_lengths, asked
 from rules.ruleset import ChainRef
 from rules.spec import Part
 from rules.state import Actual
@@ -21,11 +21,14 @@ _DECIDED_BY_MAPS = (nat.EXCLUSIVE_DNAT, nat.SHARED_DNAT, nat.EXCLUSIVE_SNAT, nat
 
 
 def may_follow(wanted: MapTable, actual: Actual, above: int = FOLLOW_ABOVE) -> frozenset[ChainRef]:
-    """The chains of which nothing need be true yet, because the maps say it and only their entries change."""
+    """The chains of which nothing need be true yet, because the maps say it and go on saying it.
+
+    That is so where only entries change, and where prefix lengths come or go with their rules, in one transaction.
+    """
     standing = actual.maps
     if not wanted.stands or wanted.damaged or standing.damaged:
         return frozenset()
-    if (wanted.chains, wanted.maps) != (standing.chains, standing.maps):
+    if standing.maps != asked(standing.chains) or not alike_but_for_lengths(wanted.chains, standing.chains):
         return frozenset()
     chains = actual.ruleset.chains
     long = [ref for ref in _DECIDED_BY_MAPS if ref in chains]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rules import fastpath, nat, qos, share
+from rules import fastpath, nat, qos_held, share
 from rules.chase import may_follow
 from rules.inputguard import InputPolicy
 from rules.keyed import Keyed
@@ -44,9 +44,9 @@ def desired(spec: GatewaySpec, facts: Facts, actual: Actual) -> Desired:
     """What the kernel shall look like.
 
     Of ``actual`` only our own leftovers are used (addresses and routes that bear our mark): what the spec no
-    longer names is stated as "is not there". Everything foreign stays unmentioned. Raises qos.Unshapeable.
+    longer names is stated as "is not there". Everything foreign stays unmentioned. Raises qos_tree.Unshapeable.
     """
-    limits = qos.statements(spec, actual.tc)
+    limits = qos_held.statements(spec, actual.tc)
     if not spec.initialized:
         return Desired(tc=limits)
     arp_on = facts.arp == "on" or bool(spec.eips)

@@ -130,3 +130,52 @@ class Keyed(Generic[T]):
             core_schema.no_info_after_validator_function(cls, listed),
             serialization=core_schema.plain_serializer_function_ser_schema(list, return_schema=listed),
         )
+
+
+class Draft(Keyed[T]):
+    """A collection that is changed in place, for many changes at once: each takes as long as itself.
+
+    Only whoever made it may know it. ``done`` gives the collection that came of it.
+    """
+
+    __slots__ = ("_came", "_of")
+
+    def __init__(self, of: Keyed[T]) -> None:
+        self._of = of
+        self._items = of._items
+        self._known = None
+        self._came: list[T] | None = []  # as long as nothing else happened
+
+    def put(self, item: T) -> Self:
+        """See ``Keyed``."""
+        key = item.key
+        standing = self._items.get(key)
+        if standing == item:
+            return self
+        self._own()[key] = item
+        if standing is None and self._came is not None:
+            self._came.append(item)
+        else:
+            self._came = None
+        return self
+
+    def drop(self, key: object) -> Self:
+        """See ``Keyed``."""
+        if key in self._items:
+            del self._own()[key]
+            self._came = None
+        return self
+
+    def done(self) -> Keyed[T]:
+        """What the changes come to; this is of no more use then."""
+        if self._items is self._of._items:
+            return self._of
+        made = self._of._with(self._items)
+        if self._came is not None:
+            made._remember(self._of, Splice(len(self._of), (), tuple(self._came)))
+        return made
+
+    def _own(self) -> dict[Any, T]:
+        if self._items is self._of._items:
+            self._items = self._items.copy()
+        return self._items

@@ -130,6 +130,18 @@ class MapTable:
         return bool(self.chains or self.maps or self.damaged)
 
 
+def alike_but_for_lengths(one: Mapping[str, MapRules], other: Mapping[str, MapRules]) -> bool:
+    """Whether two tables' chains, which stand, ask the same but for prefixes of other lengths."""
+
+    def rest(chains: Mapping[str, MapRules]) -> dict[str, list[MapRule]]:
+        return {name: [rule for rule in rules if not isinstance(rule, PrefixSnat)] for name, rules in chains.items()}
+
+    def outside(chains: Mapping[str, MapRules]) -> set[str]:
+        return {rule.interface for rules in chains.values() for rule in rules if isinstance(rule, PrefixSnat)}
+
+    return bool(one) and rest(one) == rest(other) and len(outside(one) | outside(other)) <= 1
+
+
 # Edits, carried out in order and committed as one.
 
 

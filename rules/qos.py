@@ -6,17 +6,19 @@ passes unshaped. How the classes are chosen among is ``rules.qos_tree``'s.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 from pydantic import ValidationError
 
 from rules.fields import Direction
 from rules.keyed import Keyed
-from rules.qos_tree import EIP_SIDE, Claim, Match, Side, Tree, Unshapeable, Wanted, claims, match_of
+from rules.qos_tree import EIP_SIDE, Claim, Layout, Match, Side, Tree, Unshapeable, Wanted, claims, match_of
 from rules.spec import EipLimit, GatewaySpec, InterfaceLimit, Interfaces, Limit
 from rules.splice import once
 from rules.tc import (
@@ -35,6 +37,7 @@ from rules.tc import (
     RedirectKey,
     RootKey,
     Value,
+    order,
     ticks,
 )
 
@@ -44,17 +47,15 @@ BURST_MIN = 1600  # bytes; tc's own least: one frame
 _MEGABIT = 125_000  # bytes
 _MEBIBYTE = 2**20
 
+Point = tuple[str, Direction]
+"""Where limits are kept: an interface and a direction."""
+
 _DIRECTION: dict[bool, Direction] = {True: "ingress", False: "egress"}
 
 
 def interfaces_of(spec: GatewaySpec) -> set[str]:
     """The interfaces that the spec's limits are about."""
-    return _interfaces(spec.qos, spec.interfaces)
-
-
-@once
-def _interfaces(limits: Keyed[Limit], interfaces: Interfaces) -> set[str]:
-    return {_interface(limit, interfaces) for limit in limits}
+    return {interface for interface, _ in points(spec.qos, spec.interfaces)}
 
 
 def limit_for(spec: GatewaySpec, interface: str, direction: Direction, src: str, dst: str) -> Limit | None:
@@ -80,23 +81,44 @@ def _within(match: Match, addresses: Mapping[Side, int]) -> bool:
     return addresses[match.side] >> shift == match.address >> shift
 
 
+class _Points:
+    """Where limits are kept, and how many at each; what is in common with the last ones is not looked at again."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Keyed[Limit], Interfaces, Counter[Point]] = (Keyed(), Interfaces(), Counter())
+
+    def __call__(self, limits: Keyed[Limit], interfaces: Interfaces) -> Mapping[Point, int]:
+        known, sides, counted = self._last
+        if sides != interfaces:
+            known, counted = Keyed(), Counter()
+        gone, came = limits.changes(known)
+        if gone or came:
+            counted = counted.copy()
+            counted.subtract(point(limit, interfaces) for limit in gone)
+            counted.update(point(limit, interfaces) for limit in came)
+            counted += Counter()  # those of which there are none any more go
+        self._last = (limits, interfaces, counted)  # all at once: threads may call
+        return counted
+
+
+points = _Points()
+
+
 def statements(spec: GatewaySpec, have: Objects) -> dict[Key, Value | None]:
     """What tc shall look like, given what there is of ours. Raises Unshapeable."""
-    return _statements(spec.qos, spec.interfaces, have)
+    return everything(spec.qos, spec.interfaces, have)
 
 
 @once
-def _statements(limits_wanted: Keyed[Limit], interfaces: Interfaces, have: Objects) -> dict[Key, Value | None]:
-    wanted: dict[tuple[str, Direction], list[Wanted]] = {}
-    for limit in limits_wanted:
-        point = (_interface(limit, interfaces), limit.direction)
-        wanted.setdefault(point, []).append(_want(limit))
+def everything(limits: Keyed[Limit], interfaces: Interfaces, have: Objects) -> dict[Key, Value | None]:
+    """``statements``, of parts of a spec."""
+    wanted = placed(limits, interfaces)
     said: dict[Key, Value | None] = {}
-    for (interface, direction), limits in wanted.items():
-        said |= Tree(_device(interface, direction), direction, have).statements(limits)
+    for (interface, direction), here in wanted.items():
+        said |= Tree(Layout(device_of(interface, direction), have), direction).statements(here)
         if direction == "ingress":
             said |= _redirection(interface, have)
-    said |= dict.fromkeys(_replaced(wanted, have))
+    said |= dict.fromkeys(replaced(wanted, have))
     for device in [key.device for key in have if isinstance(key, RootKey) and key not in said]:
         said |= _unlimited(device, have)
     for key, redirect in have.items():
@@ -107,15 +129,27 @@ def _statements(limits_wanted: Keyed[Limit], interfaces: Interfaces, have: Objec
     return said
 
 
+def placed(limits: Iterable[Limit], interfaces: Interfaces) -> dict[Point, list[Wanted]]:
+    """The limits by where they are kept."""
+    wanted: dict[Point, list[Wanted]] = {}
+    for limit in limits:
+        wanted.setdefault(point(limit, interfaces), []).append(_want(limit))
+    return wanted
+
+
+def point(limit: Limit, interfaces: Interfaces) -> Point:
+    return _interface(limit, interfaces), limit.direction
+
+
 def _unlimited(device: str, have: Objects) -> dict[Key, Value | None]:
     """A device without limits: the tree goes, unless it was adopted. That one stays, as Kube-OVN's script leaves it."""
     root = have[RootKey(device)]
     if isinstance(root, Htb) and not root.ours:
-        return Tree(device, _DIRECTION[device.startswith(IFB_PREFIX)], have).statements([])
+        return Tree(Layout(device, have), _DIRECTION[device.startswith(IFB_PREFIX)]).statements([])
     return {RootKey(device): None}
 
 
-def _replaced(wanted: Mapping[tuple[str, Direction], Iterable[Wanted]], have: Objects) -> Iterator[Key]:
+def replaced(wanted: Mapping[Point, Iterable[Wanted]], have: Mapping[Any, Value]) -> Iterator[Key]:
     """Policers of the limits that we keep by shaping. Others are somebody else's, and stay."""
     for key, value in have.items():
         if isinstance(key, PolicerKey) and isinstance(value, Policer):
@@ -132,7 +166,8 @@ def _interface(limit: Limit, interfaces: Interfaces) -> str:
     return interfaces.external if isinstance(limit, EipLimit) else limit.interface
 
 
-def _device(interface: str, direction: Direction) -> str:
+def device_of(interface: str, direction: Direction) -> str:
+    """Whose tree keeps the limits. Raises Unshapeable where there can be none."""
     if interface.startswith(IFB_PREFIX):
         raise Unshapeable(f"{interface} is where an interface's ingress limits are kept; name that interface")
     if direction == "egress":
@@ -182,7 +217,7 @@ def classes(spec: GatewaySpec, objects: Objects) -> dict[Limit, ClassKey]:
     """The class that keeps each of the spec's limits, where there is one."""
     found = {(key.device, claim): ClassKey(key.device, minor) for key, claim, minor in claims(objects)}
     places = {
-        limit: (_device(_interface(limit, spec.interfaces), limit.direction), _claim(limit)) for limit in spec.qos
+        limit: (device_of(_interface(limit, spec.interfaces), limit.direction), _claim(limit)) for limit in spec.qos
     }
     return {limit: found[place] for limit, place in places.items() if place in found}
 
@@ -195,7 +230,7 @@ def recovered(objects: Objects, interfaces: Interfaces, eips: Collection[str] = 
     """
     sources = {value.ifb: key.device for key, value in objects.items() if isinstance(value, Redirect)}
     found: dict[object, EipLimit | InterfaceLimit] = {}
-    for key, claim, minor in sorted(claims(objects), key=lambda one: (one[0].device, one[1].order)):
+    for key, claim, minor in sorted(claims(objects), key=lambda one: (one[0].device, one[1].order, order(one[0]))):
         rate = objects.get(ClassKey(key.device, minor))
         direction: Direction = "ingress" if key.device.startswith(IFB_PREFIX) else "egress"
         interface = sources.get(key.device) if direction == "ingress" else key.device

@@ -16,7 +16,7 @@ them apart.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -44,6 +44,7 @@ from rules.tc import (
     Table,
     TableKey,
     Value,
+    order,
 )
 
 EIP_CLASSES, INTERFACE_CLASSES = _POOLS = range(0x1, 0x8000), range(0x8000, 0xFFFF)
@@ -93,6 +94,9 @@ class Claim(NamedTuple):
         return (not self.of_eip, self.priority, self.match.side or "", *self.match[1:])
 
 
+_Bucket = tuple[int, int, int]  # priority, table, bucket
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A limit, what its filter claims, and the rate of its class."""
@@ -102,42 +106,132 @@ class Wanted:
     limit: Limit
 
 
+class Layout:
+    """What stands on one device, and by what it is found. It can follow single changes (``follow``)."""
+
+    def __init__(self, device: str, have: Objects) -> None:
+        self.device = device
+        self.objects: dict[Key, Value] = {}
+        self.minors: set[int] = set()
+        self.tables: set[int] = set()
+        self.nodes: defaultdict[_Bucket, set[int]] = defaultdict(set)
+        self.classes: dict[tuple[object, ...], int] = {}
+        self.places: defaultdict[Claim, list[tuple[FilterKey, int]]] = defaultdict(list)
+        self.links: dict[tuple[_Bucket, Link], tuple[FilterKey, int]] = {}
+        self._lowest = [pool.start for pool in _POOLS]  # below it none is free
+        for key in sorted((key for key in have if key.device == device), key=order):
+            self._comes(key, have[key])
+        # Also of filters that lead nowhere.
+        self.minors |= {minor for places in self.places.values() for _, minor in places} | self.default
+
+    @property
+    def root(self) -> Value | None:
+        """The root qdisc, if there is one."""
+        return self.objects.get(RootKey(self.device))
+
+    @property
+    def default(self) -> set[int]:
+        """The class of what no filter claims."""
+        return {self.root.default} if isinstance(self.root, Htb) else set()
+
+    def follow(self, changes: Iterable[tuple[Key, Value | None, Value | None]]) -> None:
+        """Objects of this device that changed: the key, what it was and what it is.
+
+        No two filters may lead to one class, before or after.
+        """
+        changes = sorted(changes, key=lambda change: order(change[0]))
+        for key, was, _ in changes:
+            if was is not None:
+                self._goes(key, was)
+        for key, _, now in changes:
+            if now is not None:
+                self._comes(key, now)
+
+    def free_class(self, of_eip: bool, given: Container[int]) -> int | None:
+        """The lowest number of a class that none has, not in ``given`` either; None: there is none left."""
+        which = 0 if of_eip else 1
+        pool = _POOLS[which]
+        while self._lowest[which] in self.minors:
+            self._lowest[which] += 1
+        rest = range(self._lowest[which], pool.stop)
+        return next((minor for minor in rest if minor not in self.minors and minor not in given), None)
+
+    def _comes(self, key: Key, value: Value) -> None:
+        self.objects[key] = value
+        match key:
+            case ClassKey(_, minor):
+                self.minors.add(minor)
+            case TableKey(_, _, table):
+                self.tables.add(table)
+            case FilterKey():
+                self.nodes[_bucket(key)].add(key.node)
+                if (found := _claim(key, value)) is not None:
+                    claim, minor = found
+                    self.classes.setdefault(claim.limit, minor)
+                    self.places[claim].append((key, minor))
+                elif isinstance(value, Link) and value.table in self.tables:
+                    self.links.setdefault((_bucket(key), replace(value, table=0)), (key, value.table))
+
+    def _goes(self, key: Key, value: Value) -> None:
+        del self.objects[key]
+        match key:
+            case ClassKey(_, minor):
+                self.minors.discard(minor)
+                self._lowest = [
+                    min(minor, low) if minor in p else low for p, low in zip(_POOLS, self._lowest, strict=True)
+                ]
+            case TableKey(_, _, table):
+                self.tables.discard(table)
+            case FilterKey():
+                self.nodes[_bucket(key)].discard(key.node)
+                if (found := _claim(key, value)) is not None:
+                    claim, minor = found
+                    self.classes.pop(claim.limit, None)
+                    self.places[claim].remove((key, minor))
+                    if not self.places[claim]:
+                        del self.places[claim]
+                elif isinstance(value, Link):
+                    self.links.pop((_bucket(key), replace(value, table=0)), None)
+
+
 class Tree:
     """One device's classes and filters, laid out around those that stand."""
 
-    def __init__(self, device: str, direction: Direction, have: Objects) -> None:
-        self._device = device
+    def __init__(self, layout: Layout, direction: Direction) -> None:
+        self._layout = layout
+        self._device = layout.device
         self._eip_side = EIP_SIDE[direction]
-        self._have: dict[Key, Value] = {key: value for key, value in have.items() if key.device == device}
-        root = self._have.get(RootKey(device), Htb())
-        self._said: dict[Key, Value | None] = {RootKey(device): root}
-        self._default = {root.default} if isinstance(root, Htb) else set()
-        self._minors = self._default.copy()
-        self._minors |= {key.minor for key in self._have if isinstance(key, ClassKey)}
-        self._tables = {key.table for key in self._have if isinstance(key, TableKey)}
-        self._nodes: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
-        self._classes: dict[tuple[object, ...], int] = {}
-        self._places: defaultdict[Claim, list[tuple[FilterKey, int]]] = defaultdict(list)
-        self._links: dict[tuple[int, int, int, Link], tuple[FilterKey, int]] = {}
-        self._look_around()
-        self._free = {pool: (minor for minor in pool if minor not in self._minors) for pool in _POOLS}
-
-    def _look_around(self) -> None:
-        for key, claim, minor in claims(self._have):
-            self._minors.add(minor)
-            self._classes.setdefault(claim.limit, minor)
-            self._places[claim].append((key, minor))
-        for place, value in self._have.items():
-            if isinstance(place, FilterKey):
-                bucket = (place.priority, place.table, place.bucket)
-                self._nodes[bucket].add(place.node)
-                if isinstance(value, Link) and value.table in self._tables:
-                    hashed = Link(0, value.offset, value.mask)
-                    self._links.setdefault((*bucket, hashed), (place, value.table))
+        self._said: dict[Key, Value | None] = {RootKey(layout.device): layout.root or Htb()}
+        # What is given out here, besides what stands.
+        self._classes: set[int] = set()
+        self._tables: set[int] = set()
+        self._nodes: defaultdict[_Bucket, set[int]] = defaultdict(set)
+        self._links: dict[tuple[_Bucket, Link], tuple[FilterKey, int]] = {}
 
     def statements(self, limits: Iterable[Wanted]) -> dict[Key, Value | None]:
         """All that the device shall hold; what else it holds shall go, but for hash tables and the links to them."""
         ordered = sorted(limits, key=lambda wanted: wanted.claim.order)
+        self._lay_out(ordered)
+        # The class of what nothing claims, of a tree that was adopted, is furniture as well.
+        layout = self._layout
+        idle = layout.default - {minor for places in layout.places.values() for _, minor in places}
+        furniture: set[Key] = {key for key, _ in layout.links.values()}
+        furniture |= {ClassKey(self._device, minor) for minor in idle}
+        for key in layout.objects:
+            if isinstance(key, ClassKey | FilterKey) and key not in self._said and key not in furniture:
+                self._said[key] = None
+        return self._said
+
+    def changes(self, gone: Iterable[Wanted], came: Iterable[Wanted]) -> dict[Key, Value | None]:
+        """What of ``statements`` is about limits that changed, where the device holds all the others and no more."""
+        self._lay_out(sorted(came, key=lambda wanted: wanted.claim.order))
+        for wanted in gone:
+            for key, minor in self._layout.places.get(wanted.claim, ()):
+                self._said.setdefault(key, None)
+                self._said.setdefault(ClassKey(self._device, minor), None)
+        return self._said
+
+    def _lay_out(self, ordered: Sequence[Wanted]) -> None:
         u32 = {wanted.claim.priority for wanted in ordered if wanted.claim.match.side}
         given: set[int] = set()
         for wanted in ordered:
@@ -145,40 +239,34 @@ class Tree:
             given.add(minor)
             self._said[ClassKey(self._device, minor)] = wanted.rate
             self._place(wanted, minor, alone=wanted.claim.priority not in u32)
-        # The class of what nothing claims, of a tree that was adopted, is furniture as well.
-        idle = self._default - {minor for places in self._places.values() for _, minor in places}
-        furniture: set[Key] = {key for key, _ in self._links.values()}
-        furniture |= {ClassKey(self._device, minor) for minor in idle}
-        for key in self._have:  # in the kernel's order, so that a plan is the same every time
-            if isinstance(key, ClassKey | FilterKey) and key not in self._said and key not in furniture:
-                self._said[key] = None
-        return self._said
 
     def _class(self, wanted: Wanted, given: set[int]) -> int:
-        standing = self._classes.get(wanted.claim.limit)
+        standing = self._layout.classes.get(wanted.claim.limit)
         pool = EIP_CLASSES if wanted.claim.of_eip else INTERFACE_CLASSES
         # Kube-OVN's script may have led two addresses to one class: then only the first keeps it; or one of them to
         # the class of what nothing claims, which would limit that, too.
-        if standing is not None and standing in pool and standing not in given | self._default:
+        taken = standing in given or standing in self._layout.default
+        if standing is not None and standing in pool and not taken:
             return standing
-        minor = next(self._free[pool], None)
+        minor = self._layout.free_class(wanted.claim.of_eip, self._classes)
         if minor is None:
             raise Unshapeable(f"{wanted.limit}: {self._device} has no class left")
-        self._minors.add(minor)
+        self._classes.add(minor)
         return minor
 
     def _place(self, wanted: Wanted, minor: int, *, alone: bool) -> None:
         """Say where the limit's filter is: where it stands if that will do, else at a place that is free."""
-        standing = [key for key, leads_to in self._places[wanted.claim] if leads_to == minor]
-        kept = next((key for key in standing if alone and isinstance(self._have[key], Matchall)), None)
+        have = self._layout.objects
+        standing = [key for key, leads_to in self._layout.places.get(wanted.claim, ()) if leads_to == minor]
+        kept = next((key for key in standing if alone and isinstance(have[key], Matchall)), None)
         if kept is None:
             table, bucket, nodes = self._bucket(wanted.claim)
             here = (key for key in standing if (key.table, key.bucket) == (table, bucket) and key.node in nodes)
             kept = next(here, None)
         if kept is not None:
-            self._said[kept] = self._have[kept]
+            self._said[kept] = have[kept]
             return
-        node = self._node(wanted.claim.priority, table, bucket, nodes, str(wanted.limit))
+        node = self._node((wanted.claim.priority, table, bucket), nodes, str(wanted.limit))
         key = FilterKey(self._device, wanted.claim.priority, table, bucket, node)
         self._said[key] = Classify((_selector(wanted.claim.match),), minor)
 
@@ -198,14 +286,15 @@ class Tree:
 
     def _table(self, priority: int, table: int, bucket: int, nodes: range, hashed: Link) -> int:
         """The table to which the bucket leads by this hash; a new one where there is none."""
-        at = (priority, table, bucket, hashed)
-        standing = self._links.get(at)
+        at = (priority, table, bucket), hashed
+        standing = self._layout.links.get(at) or self._links.get(at)
         if standing is None:
-            number = next((n for n in range(1, TABLE_MAX + 1) if n not in self._tables), None)
+            taken = self._layout.tables
+            number = next((n for n in range(1, TABLE_MAX + 1) if n not in taken and n not in self._tables), None)
             if number is None:
                 raise Unshapeable(f"{self._device} has no hash table left for addresses of one more prefix")
             self._tables.add(number)
-            node = self._node(priority, table, bucket, nodes, f"a hash table at priority {priority}")
+            node = self._node((priority, table, bucket), nodes, f"a hash table at priority {priority}")
             standing = FilterKey(self._device, priority, table, bucket, node), number
             self._links[at] = standing
         place, number = standing
@@ -214,13 +303,17 @@ class Tree:
             self._said[place] = replace(hashed, table=number)
         return number
 
-    def _node(self, priority: int, table: int, bucket: int, nodes: range, what: str) -> int:
-        taken = self._nodes[priority, table, bucket]
-        node = next((node for node in nodes if node not in taken), None)
+    def _node(self, bucket: _Bucket, nodes: range, what: str) -> int:
+        taken, given = self._layout.nodes.get(bucket, ()), self._nodes[bucket]
+        node = next((node for node in nodes if node not in taken and node not in given), None)
         if node is None:
             raise Unshapeable(f"{what}: no more than {len(nodes)} of its kind fit one priority of {self._device}")
-        taken.add(node)
+        given.add(node)
         return node
+
+
+def _bucket(key: FilterKey) -> _Bucket:
+    return key.priority, key.table, key.bucket
 
 
 def _selector(match: Match) -> Selector:
@@ -232,10 +325,14 @@ def _selector(match: Match) -> Selector:
 def claims(objects: Objects) -> Iterator[tuple[FilterKey, Claim, int]]:
     """The filters that a limit can have: what they claim, and for which class."""
     for key, value in objects.items():
-        if isinstance(key, FilterKey) and isinstance(value, Classify | Matchall):
-            match = match_of(value)
-            if match is not None:
-                yield key, Claim(value.minor in EIP_CLASSES, key.priority, match), value.minor
+        if isinstance(key, FilterKey) and (found := _claim(key, value)) is not None:
+            yield key, *found
+
+
+def _claim(key: FilterKey, value: Value) -> tuple[Claim, int] | None:
+    if not isinstance(value, Classify | Matchall) or (match := match_of(value)) is None:
+        return None
+    return Claim(value.minor in EIP_CLASSES, key.priority, match), value.minor
 
 
 def match_of(value: Classify | Matchall | Policer) -> Match | None:

@@ -210,6 +210,7 @@ class DeleteTc:
 TcStep = SetTc | DeleteTc
 
 _IN_PLACE = (IfbKey, ClassKey)
+_KINDS = (IfbKey, RootKey, ClassKey, TableKey, FilterKey, IngressKey, RedirectKey, PolicerKey)
 
 
 def steps_before(wanted: Statements, have: Objects) -> Iterator[TcStep]:
@@ -219,9 +220,9 @@ def steps_before(wanted: Statements, have: Objects) -> Iterator[TcStep]:
     Where an object cannot be changed in place, the old one goes right before. Filters of other types go first of
     all, because the kernel holds only one type at a priority.
     """
-    for key, standing in have.items():
-        if _goes_first(key, standing) and wanted.get(key, standing) is None:
-            yield DeleteTc(key, standing)
+    for key, value in wanted.items():
+        if value is None and key in have and _goes_first(key, have[key]):
+            yield DeleteTc(key, have[key])
     changes = [(key, value) for key, value in wanted.items() if value is not None and have.get(key) != value]
     for key, value in sorted(changes, key=lambda change: _rank(*change)):
         old = have.get(key)
@@ -239,6 +240,16 @@ def steps_after(wanted: Statements, have: Objects) -> Iterator[TcStep]:
         below = isinstance(key, ClassKey | TableKey | FilterKey)
         if not (below and key.device in roots) and not isinstance(key, TableKey):
             yield DeleteTc(key, standing)
+
+
+def hold(wanted: Statements, have: Objects) -> bool:
+    """Whether all is as stated: there is nothing to do."""
+    return not any(steps_before(wanted, have)) and not any(steps_after(wanted, have))
+
+
+def order(key: Key) -> tuple[int | str, ...]:
+    """A total order of keys, in which what is stood on comes first."""
+    return (_KINDS.index(type(key)), *(getattr(key, name) for name in key.__slots__))
 
 
 def _goes_first(key: Key, standing: Value) -> bool:

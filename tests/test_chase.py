@@ -211,3 +211,17 @@ def test_edits_that_lie_far_apart_are_single_ones() -> None:
         assert len(edits) == 20 + len(set(have) - set(want))
         after = apply_edits("nat", {nat.SHARED_DNAT: have}, edits)
         assert after[nat.SHARED_DNAT] == tuple(want)
+
+
+def test_prefixes_of_a_new_length_keep_nobody_waiting_either(pod: Gateway) -> None:
+    edits: list[str] = []
+    pod.kernel.faults = edits.append
+    run(pod, c.SnatAdd(eip=EIP, internal_cidr="10.0.0.0/17", random_fully=False))
+    assert pod.kernel.maps.entries[EntryKey("snat-17", "10.0.0.0")] == (EIP, 0)
+    assert pod.service.status().fastpath.behind
+    run(pod, c.SnatDel(eip=EIP, internal_cidr="10.0.0.0/17"))
+    assert "snat-17" not in pod.kernel.maps.maps
+    assert "edit table nat" not in edits
+    pod.clock.now += AT_LATEST
+    until(lambda: not pod.service.status().fastpath.behind)
+    assert chain_is_right(pod)

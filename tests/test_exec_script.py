@@ -153,6 +153,14 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
         gateway.stop()
 
 
+@pytest.fixture(params=["perl", "python"])
+def client(request: pytest.FixtureRequest, gateway: Gateway) -> Gateway:
+    """The same with one of the two clients: Python's is for machines without Perl."""
+    if request.param == "python":
+        gateway.environment["NATGW_PERL"] = ""
+    return gateway
+
+
 class OneCall:
     """Listens in the daemon's place, takes one request and answers with given bytes."""
 
@@ -194,10 +202,10 @@ def one_line(text: str) -> str:
 # --- what is sent and what comes back ---------------------------------------------------------------------
 
 
-def test_words_arrive_as_they_are(gateway: Gateway) -> None:
-    call = OneCall(gateway, Reply().encode())
+def test_words_arrive_as_they_are(client: Gateway) -> None:
+    call = OneCall(client, Reply().encode())
     words = ("eip-add", "", "a b", "*", "$(id)", "'\"", "line\nbreak", "é")
-    done = gateway.verb(*words, b"\xff", GATEWAY_V4="172.18.0.1", GATEWAY_V6="", VPC_INTERFACE="net3", OTHER="x")
+    done = client.verb(*words, b"\xff", GATEWAY_V4="172.18.0.1", GATEWAY_V6="", VPC_INTERFACE="net3", OTHER="x")
     assert ended(done) == (0, "", "")
     assert call.request() == Request(HERE, {"GATEWAY_V4": "172.18.0.1", "VPC_INTERFACE": "net3"}, (*words, "\\xff"))
 
@@ -205,57 +213,81 @@ def test_words_arrive_as_they_are(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     "reply", [Reply(0, "out\n", ""), Reply(1, "", "err\n"), Reply(7, "x", "y"), Reply(0, "z" * 3_000_000)]
 )
-def test_the_answer_is_passed_on(gateway: Gateway, reply: Reply) -> None:
-    call = OneCall(gateway, reply.encode())
-    assert ended(gateway.verb("x")) == (reply.code, reply.stdout, reply.stderr)
+def test_the_answer_is_passed_on(client: Gateway, reply: Reply) -> None:
+    call = OneCall(client, reply.encode())
+    assert ended(client.verb("x")) == (reply.code, reply.stdout, reply.stderr)
     call.request()
 
 
 @pytest.mark.parametrize("answer", [b"", b"0", b"0\0", Reply(0, "a", "b").encode()[:-1]])
-def test_an_answer_that_breaks_off_is_a_failure(gateway: Gateway, answer: bytes) -> None:
-    call = OneCall(gateway, answer)
-    code, out, err = ended(gateway.verb("init"))
+def test_an_answer_that_breaks_off_is_a_failure(client: Gateway, answer: bytes) -> None:
+    call = OneCall(client, answer)
+    code, out, err = ended(client.verb("init"))
     call.request()
     assert (code, out) == (1, "")
     assert "ended before it answered" in one_line(err)
 
 
-def test_a_daemon_that_dies_on_the_call(gateway: Gateway) -> None:
-    gateway.run_dir.mkdir()
+def test_a_daemon_that_dies_on_the_call(client: Gateway) -> None:
+    client.run_dir.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(gateway.run_dir / "exec.sock"))
+        listener.bind(str(client.run_dir / "exec.sock"))
         listener.listen()
         listener.settimeout(TIMEOUT)
         with ThreadPoolExecutor(1) as pool:
-            verb = pool.submit(gateway.verb, *(["x" * 100_000] * 15))  # more than a socket buffers
+            verb = pool.submit(client.verb, *(["x" * 100_000] * 15))  # more than a socket buffers
             listener.accept()[0].close()
             code, out, err = ended(verb.result(TIMEOUT))
     assert (code, out) == (1, "")
     assert "ended before it answered" in one_line(err)
 
 
-def test_nobody_reads_the_output(gateway: Gateway) -> None:
-    call = OneCall(gateway, Reply(3, "out\n" * 100_000, "").encode())
-    done = gateway.run(["bash", "-c", f"(bash {SCRIPT} x; echo $? >&2) | true"])
+def test_nobody_reads_the_output(client: Gateway) -> None:
+    call = OneCall(client, Reply(3, "out\n" * 100_000, "").encode())
+    done = client.run(["bash", "-c", f"(bash {SCRIPT} x; echo $? >&2) | true"])
     assert done.stderr == "3\n"
     call.request()
 
 
-def test_an_answer_that_never_comes(gateway: Gateway) -> None:
-    client = (SCRIPT.parent / "natgw_verb.py").read_text()
-    assert "DEADLINE_SECONDS = 60\n" in client
+@pytest.mark.parametrize(
+    ("program", "deadline", "interpreter"),
+    [
+        ("natgw_verb.pl", "$deadline = {};", ["/usr/bin/perl", "-e"]),
+        ("natgw_verb.py", "DEADLINE_SECONDS = {}\n", [sys.executable, "-I", "-S", "-c"]),
+    ],
+)
+def test_an_answer_that_never_comes(gateway: Gateway, program: str, deadline: str, interpreter: list[str]) -> None:
+    patient = (SCRIPT.parent / program).read_text()
+    assert deadline.format(60) in patient
     gateway.run_dir.mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(gateway.run_dir / "exec.sock"))
         listener.listen()
-        impatient = client.replace("DEADLINE_SECONDS = 60\n", "DEADLINE_SECONDS = 1\n")
-        code, out, err = ended(gateway.run([sys.executable, "-I", "-S", "-c", impatient, "init"]))
+        impatient = patient.replace(deadline.format(60), deadline.format(1))
+        code, out, err = ended(gateway.run([*interpreter, impatient, "init"]))
     assert (code, out) == (1, "")
     assert "no answer within 1 s" in one_line(err)
 
 
-def test_the_client_imports_nothing_but_its_socket() -> None:
-    """A controller waits for it once per rule."""
+def test_nothing_but_the_answer_is_said_whatever_is_set_for_other_programs(client: Gateway) -> None:
+    """No locale of this name is installed, of which Perl would warn; none of these reaches the daemon's words."""
+    call = OneCall(client, Reply(0, "é\n", "").encode())
+    odd = {"LANG": "xx_YY.UTF-8", "PERL5OPT": "-Mno::such", "PERL_UNICODE": "SDA", "PERLIO": ":crlf", "PYTHONPATH": "/"}
+    assert ended(client.verb("x", "é", **odd)) == (0, "é\n", "")
+    assert call.request().words == ("x", "é")
+
+
+def test_a_daemon_that_listens_is_asked_without_a_python(gateway: Gateway) -> None:
+    call = OneCall(gateway, Reply(0, "out\n", "").encode())
+    assert ended(gateway.verb("x", NATGW_PYTHON="/none")) == (0, "out\n", "")
+    call.request()
+    code, out, err = ended(gateway.verb("x", NATGW_PYTHON="/none"))
+    assert (code, out) == (1, "")
+    assert "/none: No such file or directory" in one_line(err)
+
+
+def test_pythons_client_imports_nothing_but_its_socket() -> None:
+    """A controller waits for it once per rule where there is no Perl."""
 
     def modules(*argv: str) -> set[str]:
         done = subprocess.run(

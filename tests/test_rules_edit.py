@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import reduce
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from rules import commands as c
 from rules.edit import Conflict, NotInitialized, edit, edit_all
+from rules.keyed import Keyed
 from rules.packet import Packet
 from rules.routing import Host
 from rules.ruleset import ChainRef, Destination, Rule
@@ -32,6 +34,29 @@ def test_every_command_repeated_changes_nothing(listed: list[c.Command]) -> None
         except Conflict:
             continue
         assert edit(spec, command) == spec
+
+
+@some.quick
+@given(some.specs | st.none(), st.lists(some.commands, max_size=15))
+def test_many_commands_at_once_are_one_after_the_other(before: GatewaySpec | None, listed: list[c.Command]) -> None:
+    def outcome(spec: Callable[[], GatewaySpec | None]) -> GatewaySpec | str | None:
+        try:
+            return spec()
+        except (Conflict, NotInitialized) as error:
+            return str(error)
+
+    untouched = before.model_copy(deep=True) if before else None
+    singly = outcome(lambda: reduce(edit, listed, before))
+    at_once = outcome(lambda: edit_all(before, listed))
+    assert at_once == singly
+    assert before == untouched
+    if isinstance(at_once, GatewaySpec) and isinstance(singly, GatewaySpec):
+        standing = before or GatewaySpec()
+        for name, value in at_once:
+            was = getattr(standing, name)
+            if isinstance(value, Keyed):
+                assert type(value) is Keyed
+                assert value.changes(was) == Keyed(value).changes(Keyed(was))
 
 
 @some.quick

@@ -1,8 +1,9 @@
 """The driver of the maps ahead of the chains: entries through netlink in this process, all else through nft.
 
-One entry is one message in one transaction, 0.1 ms however many there are; nft, which takes 2.4 ms to start, writes
-tables, chains and rules, and with these as many entries as there are. The whole is read only where somebody else has
-written to nf_tables (``gateway.kernel.generation``); after our own transaction only what it touched is read again.
+One entry is one message in one transaction, 0.1 ms however many there are, and so are the map and the rule of one more
+prefix length (``gateway.kernel.maplengths``); nft, which takes 2.4 ms to start, writes tables, chains and all other
+rules, and with these as many entries as there are. The whole is read only where somebody else has written to nf_tables
+(``gateway.kernel.generation``); after our own transaction only what it touched is read again.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
+from gateway.kernel import maplengths
 from gateway.kernel import mapwire as wire
 from gateway.kernel.generation import NETLINK_NETFILTER, Generation
 from gateway.kernel.legacynat import occupied
@@ -85,15 +87,24 @@ class KernelMaps:
             raise Refused(_STEP, str(error), retryable=False) from error
         if all(isinstance(edit, AddEntry | DropEntry) for edit in edits) or list(edits) == [DropTable()]:
             self._transact(edits)
-        else:
+        elif not self._change_lengths(edits, before.table):
             self._restructure(edits, before.table)
-        touched = [edit.key for edit in edits if isinstance(edit, AddEntry | DropEntry)]
-        if len(touched) == len(edits) <= _FEW and self._read and self._read[0] == self._generation.others():
-            found = {key: self._entry(key) for key in touched}
-            if all(expected.entries.get(key) == target for key, target in found.items()):
-                self._read = (self._read[0], replace(self._read[1], table=expected))
-                return
-        self._read = None
+        if not self._verified(edits, expected):
+            self._read = None
+
+    def _verified(self, edits: Sequence[MapEdit], expected: MapTable) -> bool:
+        """Read again what a few edits touched; whether that and what was known is what was expected, and known now."""
+        if len(edits) > _FEW or not self._read or self._read[0] != self._generation.others():
+            return False
+        if any(isinstance(edit, DropTable) for edit in edits):
+            return False
+        if any(isinstance(edit, WriteChains) for edit in edits) and not self._has_structure(expected):
+            return False
+        touched = (edit.key for edit in edits if isinstance(edit, AddEntry | DropEntry))
+        if any(self._entry(key) != expected.entries.get(key) for key in touched):
+            return False
+        self._read = (self._read[0], replace(self._read[1], table=expected))
+        return True
 
     def forget(self) -> None:
         """Read everything anew the next time."""
@@ -119,6 +130,23 @@ class KernelMaps:
                 self._incapable = f"the kernel refused them: {refused.reason}"
                 self.forget()
             raise
+
+    def _change_lengths(self, edits: Sequence[MapEdit], standing: MapTable) -> bool:
+        """Write what comes and goes with prefix lengths, if nothing else does; False, and nothing happened, if not."""
+        structure = [edit for edit in edits if isinstance(edit, WriteChains)]
+        if len(edits) > _FEW or len(structure) != 1 or not maplengths.is_all(structure[0], standing):
+            return False
+        generation = self._generation.number()
+        try:
+            listed = self._netlink.dump(wire.rules_of(wire.IPV4, TABLE, POSTROUTING))
+            written = maplengths.messages(structure[0], standing, listed)
+            if written is None:
+                return False
+            with self._generation.own():
+                self._netlink.transact(wire.begin(generation), list(_messages(edits, written)), wire.end())
+        except OSError:
+            return False  # nft may know another way, and its words are those that people know
+        return True
 
     def _fill(self, edits: Sequence[MapEdit]) -> None:
         """A new table with many entries, which nft takes ten times as long for: maps, entries, and last the chains.
@@ -156,29 +184,44 @@ class KernelMaps:
 
     def _list(self) -> MapsReading:
         try:
-            chains = [chain for said in self._netlink.dump(wire.CHAINS) if (chain := wire.nat_chain(said))]
-            table = self._table(chains) if self._stands() else MapTable()
+            chains = self._nat_chains()
+            table = self._table(chains)
             return MapsReading(table, self._against(chains) or self._capable())
         except OSError as error:
             raise Refused(f"list table ip {TABLE}", error.strerror or str(error), retryable=True) from error
 
-    def _stands(self) -> bool:
-        return any(wire.table_name(said) == TABLE for said in self._netlink.dump(wire.TABLES))
-
     def _table(self, chains: list[wire.ChainSeen]) -> MapTable:
+        table = self._structure(chains)
+        if table.damaged or not table.stands:
+            return table
+        try:
+            return replace(table, entries=Entries(dict(entry for name in table.maps for entry in self._entries(name))))
+        except wire.Strange as strange:
+            log.warning("the table ip %s is written anew: %s", TABLE, strange)
+            return MapTable(damaged=True)
+
+    def _has_structure(self, expected: MapTable) -> bool:
+        """Whether there are the chains, rules and maps that there should be."""
+        try:
+            return self._structure(self._nat_chains()) == replace(expected, entries=Entries())
+        except OSError:
+            return False  # the whole is read next, and says what is the matter
+
+    def _nat_chains(self) -> list[wire.ChainSeen]:
+        return [chain for said in self._netlink.dump(wire.CHAINS) if (chain := wire.nat_chain(said))]
+
+    def _structure(self, chains: list[wire.ChainSeen]) -> MapTable:
+        """The table without its entries."""
+        if not any(wire.table_name(said) == TABLE for said in self._netlink.dump(wire.TABLES)):
+            return MapTable()
         ours = {chain.name: chain for chain in chains if (chain.family, chain.table) == (wire.IPV4, TABLE)}
         maps = dict(wire.map_name(said) for said in self._netlink.dump(wire.MAPS))
         right = all((c.hook, c.priority) == (_HOOKS.get(n), PRIORITIES.get(n)) for n, c in ours.items())
         if not right or not all(maps.values()):
             return MapTable(damaged=True)
-        try:
-            entries = Entries(dict(entry for name in maps for entry in self._entries(name)))
-        except wire.Strange as strange:
-            log.warning("the table ip %s is written anew: %s", TABLE, strange)
-            return MapTable(damaged=True)
         rules = {name: self._netlink.dump(wire.rules_of(wire.IPV4, TABLE, name)) for name in PRIORITIES if name in ours}
         labels = {name: tuple(labelled(wire.comment(said)) for said in listed) for name, listed in rules.items()}
-        return MapTable(labels, frozenset(maps), entries)
+        return MapTable(labels, frozenset(maps))
 
     def _entries(self, name: str) -> Iterator[tuple[EntryKey, Endpoint]]:
         for said in self._netlink.dump(wire.entries_of(name)):
@@ -243,7 +286,9 @@ _SAMPLE: dict[EntryKey, Endpoint] = {
 }
 
 
-def _messages(edits: Sequence[MapEdit]) -> Iterator[Message]:
+def _messages(edits: Sequence[MapEdit], structure: Iterable[Message] = ()) -> Iterator[Message]:
+    """Edits in order; ``structure`` is what writes the chains."""
+
     def kind(edit: MapEdit) -> tuple[type[MapEdit], str]:
         return type(edit), edit.key.map if isinstance(edit, AddEntry | DropEntry) else ""
 
@@ -253,6 +298,8 @@ def _messages(edits: Sequence[MapEdit]) -> Iterator[Message]:
         yield from wire.drop_entries(name, (e.key for e in listed if isinstance(e, DropEntry)))
         if isinstance(listed[0], DropTable):
             yield wire.drop_table()
+        if isinstance(listed[0], WriteChains):
+            yield from structure
 
 
 def _words(stderr: str) -> str:

@@ -18,6 +18,7 @@ from rules.nft import Endpoint
 
 IPV4, INET, ANY = socket.AF_INET, 1, 0  # NFPROTO_*
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_BATCH_GENERATION = 1
 _GETTABLE, _DELTABLE, _GETCHAIN, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (
     NFTABLES | number for number in (1, 2, 4, 7, 10, 12, 13, 14)
 )
@@ -66,9 +67,10 @@ def _generic(family: int, resource: int = 0) -> bytes:
     return struct.pack("!BBH", family, 0, resource)
 
 
-def begin() -> Message:
-    """Begins a transaction."""
-    return Message(_BATCH_BEGIN, 0, _generic(ANY, NFTABLES >> 8))
+def begin(generation: int | None = None) -> Message:
+    """Begins a transaction; one for this generation alone, if it is named (else ERESTART)."""
+    named = b"" if generation is None else attribute(_BATCH_GENERATION, struct.pack(">I", generation))
+    return Message(_BATCH_BEGIN, 0, _generic(ANY, NFTABLES >> 8) + named)
 
 
 def end() -> Message:

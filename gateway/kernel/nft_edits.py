@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from gateway.kernel.generation import NETLINK_NETFILTER, NFGENMSG, NFNL_SUBSYS_NFTABLES
 from gateway.kernel.netlink import NLM_F_CREATE, Message, Netlink, attribute, attributes
-from gateway.kernel.nft_rules import expressions, nested, number
+from gateway.kernel.nft_expressions import nested, number
+from gateway.kernel.nft_rules import expressions
 from gateway.ports import Moved, Refused
 from rules.ruleset import ChainEdit, ChainRef, DeleteRule, InsertRule, Rules
 

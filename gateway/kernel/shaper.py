@@ -1,8 +1,6 @@
 """Bandwidth limits in the thread's network namespace, over rtnetlink: HTB, u32, ifb and the redirection to it.
 
-A tree is ours if its root qdisc bears our mark (the otherwise unused rate2quantum), or if Kube-OVN's script made it:
-``htb default 9999`` since release 1.16, an HTB without classes up to 1.15; there, classes of our own bear the mark.
-Another root qdisc is not looked into, and the kernel refuses ours beside it.
+Which trees are ours, and how they are read, is ``tc_reading``'s.
 
 Excess packets wait in fq_codel. Where the kernel lacks it, sfq does; where that is missing, too, a plain queue of a
 tenth of a second, which keeps the delay bounded but lets flows of one limit crowd each other out.
@@ -13,60 +11,21 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from gateway.kernel import tc_wire as wire
-from gateway.kernel.netlink import (
-    Message,
-    Netlink,
-    NetlinkError,
-    attributes,
-    text,
-)
+from gateway.kernel.netlink import Message, Netlink, NetlinkError
 from gateway.kernel.subscription import Subscription
-from gateway.kernel.tc_police import policer_of
-from gateway.kernel.tc_requests import LEAVES, REDIRECT_PRIORITY, deleted, index_of, made, queue
+from gateway.kernel.tc_reading import Reading
+from gateway.kernel.tc_requests import LEAVES, deleted, index_of, made, queue
 from gateway.ports import Refused
-from rules.qos import IFB_PREFIX
-from rules.tc import (
-    NODE_MAX,
-    R2Q,
-    ROOT_TABLE,
-    TABLE_MAX,
-    ClassKey,
-    FilterKey,
-    Htb,
-    Ifb,
-    IfbKey,
-    Ingress,
-    IngressKey,
-    Key,
-    Matchall,
-    Objects,
-    PolicerKey,
-    Rate,
-    Redirect,
-    RedirectKey,
-    RootKey,
-    SetTc,
-    Table,
-    TableKey,
-    TcStep,
-    Unknown,
-    Value,
-)
+from rules.tc import FilterKey, IfbKey, Objects, PolicerKey, Rate, RedirectKey, SetTc, TcStep
 from rules.tc_text import tc_text
 
 log = logging.getLogger(__name__)
 
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
-_IFINFO = struct.Struct("=BxHiII")  # family, device type, index, flags, change mask
-_IFLA_IFNAME = 3
-_IFF_UP = 0x1
 _GROUPS = (1, 4)  # linux/rtnetlink.h: links, traffic control
-_SCRIPTS_DEFAULT, _TCS_R2Q = 0x9999, 10  # Kube-OVN's script; tc's own value
 
 _PASSING = {errno.EAGAIN, errno.EBUSY, errno.ENOBUFS, errno.ENODEV, errno.ENOMEM, errno.ENETDOWN}
 
@@ -77,10 +36,9 @@ class KernelShaper:
     def __init__(self) -> None:
         self._netlink = Netlink(socket.NETLINK_ROUTE)
         self._leaves = list(LEAVES)
-        # By what the kernel tells a filter from others, as it was read last: tcm_info and handle.
-        self._filters: dict[Key, tuple[int, int]] = {}
+        self._reading = Reading(self._netlink)
         self._news = Subscription(_GROUPS)
-        self._known: Objects | None = None
+        self._known = False
 
     def close(self) -> None:
         """Give the sockets back."""
@@ -89,108 +47,25 @@ class KernelShaper:
 
     def forget(self) -> None:
         """Read everything anew the next time."""
-        self._known = None
+        self._known = False
 
     # Reading.
 
     def read(self) -> Objects:
         """Our trees whole, the ingress qdiscs with our redirection if there is one, and the ifb devices.
 
-        What was read stands until the kernel tells of a change of traffic control or of links: 600 limits take 17 ms.
+        What was read stands, with what the kernel tells of our trees in it, until it tells of anything else.
         """
-        if self._news.messages() != [] or self._known is None:  # asked first, so that nothing is missed
-            try:
-                self._filters.clear()
-                self._known = dict(self._objects())
-            except OSError as error:
-                self._known = None
-                raise _refused("read the bandwidth limits", error) from error
-        return self._known
-
-    def _objects(self) -> Iterator[tuple[Key, Value]]:
-        roots: list[tuple[int, Htb, int]] = []
-        ingress: list[int] = []
-        for found in self._dump(wire.RTM_GETQDISC, 0, 0):
-            if found.kind == "htb" and found.handle == wire.ROOT_HANDLE and found.options is not None:
-                roots.append((found.index, *wire.htb_root_of(found.options)))
-            elif found.kind == "ingress":
-                ingress.append(found.index)
-        names = dict(self._links())  # also where nothing hangs on an ifb yet: a change that broke off may have left it
-        for _, (name, up) in names.items():
-            if name.startswith(IFB_PREFIX):
-                yield IfbKey(name), Ifb(up)
-        for index, root, r2q in roots:
-            if index in names:
-                yield from self._tree(index, names[index][0], root, r2q)
-        for index in ingress:
-            if index in names:
-                yield from self._ingress(index, names)
-
-    def _dump(self, kind: int, index: int, parent: int) -> list[wire.Tc]:
-        message = Message(kind, 0, wire.encoded(wire.Header(index, 0, parent)))
-        return [wire.decoded(entry) for entry in self._netlink.dump(message)]
-
-    def _links(self) -> Iterator[tuple[int, tuple[str, bool]]]:
-        for entry in self._netlink.dump(Message(_RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0))):
-            _, _, index, flags, _ = _IFINFO.unpack_from(entry)
-            yield index, (text(attributes(entry, _IFINFO.size)[_IFLA_IFNAME]), bool(flags & _IFF_UP))
-
-    def _tree(self, index: int, device: str, root: Htb, r2q: int) -> Iterator[tuple[Key, Value]]:
-        classes = [one for one in self._dump(wire.RTM_GETTCLASS, index, 0) if one.kind == "htb" and one.options]
-        none_foreign = all(wire.htb_class_is_ours(one.options) for one in classes if one.options is not None)
-        scripts = root.default == _SCRIPTS_DEFAULT or (r2q == _TCS_R2Q and none_foreign)
-        if r2q != R2Q and not scripts:
-            return
-        yield RootKey(device), root
-        for one in classes:
-            if one.options is not None and one.handle >> 16 == wire.ROOT_HANDLE >> 16:
-                yield ClassKey(device, one.handle & 0xFFFF), wire.htb_class_of(one.options)
-        for one in self._dump(wire.RTM_GETTFILTER, index, wire.ROOT_HANDLE):
-            if one.handle and one.options is not None:
-                yield from self._filter(device, one)
-
-    def _filter(self, device: str, found: wire.Tc) -> Iterator[tuple[Key, Value]]:
-        priority, options = wire.priority_of(found.info), found.options
-        assert options is not None
-        if (policer := policer_of(found)) is not None:
-            yield self._policer(device, found, ingress=False), policer
-            return
-        if found.kind != "u32":
-            key = FilterKey(device, priority, ROOT_TABLE, 0, found.handle & NODE_MAX)
-            minor = wire.matchall_class_of(options) if found.kind == "matchall" else None
-            self._filters[key] = (found.info, found.handle)
-            yield key, Unknown(found.kind) if minor is None else Matchall(minor)
-            return
-        number, bucket, node = found.handle >> 20, found.handle >> 12 & 0xFF, found.handle & NODE_MAX
-        table = number if number <= TABLE_MAX else ROOT_TABLE
-        if wire.u32_divisor_of(options) is None:
-            key = FilterKey(device, priority, table, bucket, node)
-            self._filters[key] = (found.info, found.handle)
-            yield key, wire.u32_filter_of(options) or Unknown("u32")
-        elif table != ROOT_TABLE:
-            yield TableKey(device, priority, table), Table()
-
-    def _policer(self, device: str, found: wire.Tc, *, ingress: bool) -> PolicerKey:
-        key = PolicerKey(device, ingress, wire.priority_of(found.info), found.handle & NODE_MAX)
-        self._filters[key] = (found.info, found.handle)
-        return key
-
-    def _ingress(self, index: int, names: dict[int, tuple[str, bool]]) -> Iterator[tuple[Key, Value]]:
-        device, shared = names[index][0], False
-        for found in self._dump(wire.RTM_GETTFILTER, index, wire.INGRESS_HANDLE):
-            table = found.kind == "u32" and found.options is not None and wire.u32_divisor_of(found.options) is not None
-            if not found.handle or found.options is None or table:
-                continue
-            to = wire.u32_redirect_of(found.options) if found.kind == "u32" else None
-            ifb = names.get(to, ("", False))[0] if to is not None else ""
-            if wire.priority_of(found.info) == REDIRECT_PRIORITY and ifb == IFB_PREFIX + device:
-                self._filters[RedirectKey(device)] = (found.info, found.handle)
-                yield RedirectKey(device), Redirect(ifb)
-                continue
-            shared = True
-            if (policer := policer_of(found)) is not None:
-                yield self._policer(device, found, ingress=True), policer
-        yield IngressKey(device), Ingress(shared)
+        told = self._news.messages()  # asked first, so that nothing is missed
+        try:
+            known = self._known and told is not None and self._reading.follow(told)
+            self._known = False
+            if not known:
+                self._reading.read()
+            self._known = True
+        except OSError as error:
+            raise _refused("read the bandwidth limits", error) from error
+        return self._reading.objects
 
     # Writing.
 
@@ -245,9 +120,9 @@ class KernelShaper:
         if isinstance(step, SetTc):
             return made(step, index)
         if isinstance(step.key, FilterKey | PolicerKey | RedirectKey):
-            if step.key not in self._filters:
+            if step.key not in self._reading.filters:
                 raise Refused(tc_text(step), "it was not read before", retryable=True)
-            info, handle = self._filters[step.key]
+            info, handle = self._reading.filters[step.key]
             at_ingress = isinstance(step.key, RedirectKey) or (isinstance(step.key, PolicerKey) and step.key.ingress)
             parent = wire.INGRESS_HANDLE if at_ingress else wire.ROOT_HANDLE
             return Message(wire.RTM_DELTFILTER, 0, wire.encoded(wire.Header(index, handle, parent, info)))

@@ -104,4 +104,5 @@ def wait_until_answering(path: Path, thread: threading.Thread) -> None:
 
 
 def unix(path: Path) -> httpx.Client:
-    return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://gateway")
+    transport = httpx.HTTPTransport(uds=str(path))
+    return httpx.Client(transport=transport, base_url="http://gateway", timeout=30)  # seconds; a machine may be busy

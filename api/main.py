@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import gc
 import importlib
 import logging
 import os
@@ -16,8 +15,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -31,6 +30,7 @@ from api.directories import own
 from api.execserver import ExecServer
 from api.listen import METRICS_LISTEN, check_listen, check_place
 from api.logs import log_to
+from api.memory import one_heap, spare_what_stays, uncollected
 from api.settings import BadSetting, Settings, interfaces_file
 from api.watching import Watching
 from gateway.arp.announcer import Announcer
@@ -81,6 +81,7 @@ class SystemClock:
 
 def main() -> int:
     """Run the daemon until SIGTERM or SIGINT; returns the exit code."""
+    one_heap()
     try:
         settings = Settings.from_environment(os.environ)
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -225,7 +226,7 @@ async def _serve(settings: Settings) -> None:
         stack.callback(events.close)
         announcer.start()
         stack.callback(announcer.close)
-        with _uncollected():
+        with uncollected():
             recovered = service.start()
             stack.push_async_callback(asyncio.to_thread, service.close)
             _heed(stack, service, events)
@@ -263,7 +264,7 @@ async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event)
     """
     try:
         face = await asyncio.to_thread(importlib.import_module, "api.http")
-        _spare_what_stays()
+        spare_what_stays()
         serve: Callable[..., Awaitable[None]] = face.serve_http
         await serve(
             service,
@@ -278,27 +279,6 @@ async def _serve_http(service: Service, settings: Settings, stop: asyncio.Event)
     except Exception:
         log.exception("the HTTP face has ended; verbs are still answered")
     await stop.wait()
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the collector away while the last state is read: it would take a quarter of the time, and find nothing."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def _spare_what_stays() -> None:
-    """Have the collector pass over what has been loaded: it lives as long as the daemon.
-
-    A state of thousands of objects is made without cycles, in one go: with the usual thresholds the collector would
-    look through all that there is several times meanwhile, for 50 ms each.
-    """
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 def _heed(stack: AsyncExitStack, service: Service, events: Events) -> None:

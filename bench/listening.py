@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -12,15 +11,12 @@ from world import set_sysctl
 
 from bench import scenes
 from bench.bed import Gateway, gateway, settle
-from bench.flows import NOTES, UNIT
+from bench.flows import NOTES, UNIT, heard
 from bench.generator import line
 from bench.report import Figure, Report
 from bench.scale import Scale
 
 EVENTS = "netfilter/nf_conntrack_events"
-NETLINK_NETFILTER = 12
-NEW = 1
-"""The multicast group NFNLGRP_CONNTRACK_NEW as netlink's bind has it."""
 AS_IT_IS, ELSEWHERE, OFF = "gateway", "gateway, beginnings heard in another namespace", "gateway, events off"
 
 
@@ -39,20 +35,9 @@ def _off(made: Gateway) -> Iterator[None]:
         set_sysctl(made.host, {EVENTS: 2})
 
 
-@contextlib.contextmanager
-def _elsewhere(made: Gateway) -> Iterator[None]:
-    """Somebody listens for beginnings where there are none."""
-    with (
-        made.bed.outside.entered(),
-        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as listener,
-    ):
-        listener.bind((0, NEW))
-        yield
-
-
 STATES: dict[str, Callable[[Gateway], AbstractContextManager[None]]] = {
     AS_IT_IS: _as_it_is,
-    ELSEWHERE: _elsewhere,
+    ELSEWHERE: lambda made: heard(made.bed),
     OFF: _off,
 }
 

@@ -13,7 +13,7 @@ _M_ARENA_MAX = -8  # malloc.h of glibc
 def one_heap() -> None:
     """Have all threads allocate from one heap; before there are any others.
 
-    A heap for each keeps what another thread could use: 55 MiB of 220 with 50,000 rules. As one thread runs at a time,
+    A heap for each keeps what another thread could use: a sixth of all with 50,000 rules. As one thread runs at a time,
     they need not wait for each other. C libraries but glibc have no such setting.
     """
     with suppress(AttributeError):

@@ -36,6 +36,7 @@ CHECKOUT = Path(__file__).parent.parent
 CLIENT, INSIDE = ("10.90.1.2", "fd90:1::2"), ("10.90.1.1", "fd90:1::1")
 SERVER, OUTSIDE = ("10.90.2.2", "fd90:2::2"), ("10.90.2.1", "fd90:2::1")
 PORT = 7777
+PATIENCE = 20.0  # seconds to wait for what must come, on a busy machine
 ONLY_NET_ADMIN = [f"--{kind}={'-all,+net_admin'}" for kind in ("bounding-set", "inh-caps", "ambient-caps")]
 NOTHING = [f"--{kind}=-all" for kind in ("bounding-set", "inh-caps", "ambient-caps")]
 BASE = {"namespace": "ns1", "name": "gw", "externalNetwork": "ns1/external"}
@@ -46,7 +47,7 @@ EVERYTHING = {
 STATUS = [{"name": "kube-ovn", "interface": "eth0", "default": True}, {"name": "ns1/external", "interface": "net1"}]
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> Any:
+def until(condition: Callable[[], object], seconds: float = PATIENCE) -> Any:
     """What the condition returns once that is true."""
     end = time.monotonic() + seconds
     while not (result := condition()):
@@ -74,16 +75,18 @@ class EgressPath:
         self.client.run("ip", "route", "add", "default", "via", INSIDE[0])
         self.client.run("ip", "route", "add", "default", "via", INSIDE[1])
         settings = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.netfilter.nf_conntrack_acct")
-        for name in settings:
-            self.gateway.run("sysctl", "-qw", f"{name}=1")
+        # No connection ends by itself while a test looks on.
+        forever = ("net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conntrack_udp_timeout_stream")
+        values = (*(f"{name}=1" for name in settings), *(f"{name}=3600" for name in forever))
+        self.gateway.run("sysctl", "-qw", *values)
         for tool in ("iptables", "ip6tables"):
-            self.gateway.run(tool, "-t", "nat", "-A", "POSTROUTING", "-o", "net1", "-j", "MASQUERADE")
+            self.gateway.run(tool, "-w", "-t", "nat", "-A", "POSTROUTING", "-o", "net1", "-j", "MASQUERADE")
         self.sockets: list[socket.socket] = []
 
     def socket(self, place: Namespace, kind: int, ipv6: bool = False) -> socket.socket:
         with place.entered():
             made = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, kind)
-        made.settimeout(5)
+        made.settimeout(PATIENCE)
         self.sockets.append(made)
         return made
 
@@ -188,13 +191,15 @@ class Container:
         return process
 
     def get(self, path: str, port: int = 10666) -> str:
+        """A page; nothing when it does not answer."""
         return self.place.run("curl", "-s", f"http://127.0.0.1:{port}{path}", check=False)
 
     def value(self, name: str, *labels: str, port: int = 10666) -> int | None:
         """The sum of the samples with these labels; None when there is none."""
+        page: str = until(lambda: self.get("/metrics", port))
         found = [
             int(line.rpartition(" ")[2])
-            for line in self.get("/metrics", port).splitlines()
+            for line in page.splitlines()
             if line.startswith(f"{PREFIX}{name}{{") and all(label in line for label in labels)
         ]
         return sum(found) if found else None
@@ -215,7 +220,11 @@ class Container:
     def stop(self) -> list[int]:
         for process in self.running:
             process.send_signal(signal.SIGTERM)
-        return [process.wait(10) for process in self.running]
+        try:
+            return [process.wait(PATIENCE) for process in self.running]
+        finally:
+            for process in self.running:
+                process.kill()
 
 
 @pytest.fixture
@@ -300,11 +309,15 @@ def test_configuration_changes_without_a_restart(path: EgressPath, container: Co
     limited = {"enabled": True, "events": ["end"], "rateLimit": {"recordsPerSecond": 1, "burst": 1}}
     container.configure({"conntrack": {"metrics": {"enabled": True}, "log": limited}})
     until(lambda: reloads("success") == 2)
-    connections = [path.udp(), path.udp(), path.udp()]
+    flood(path, 50)
+    begun = time.monotonic()
     path.gateway.run("conntrack", "-D", "-p", "udp")
-    until(lambda: any(container.recorded("end", connection) for connection in connections))
-    assert container.value("observability_log_drops_total", 'reason="rate_limit"') == 2
-    assert [record["event"] for record in container.records()] == ["end"]
+    until(lambda: container.value("conntrack_nat_flows_ended_total") == 50)
+    written = until(lambda: container.value("observability_log_records_total"))
+    # One at once, and one more for every second that it took over the ends.
+    assert 1 <= written <= 1 + (time.monotonic() - begun)
+    assert container.value("observability_log_drops_total", 'reason="rate_limit"') == 50 - written
+    assert [record["event"] for record in container.records()] == ["end"] * written
     container.config.write_text("{ no JSON")
     until(lambda: reloads("error") >= 2)
     assert reloads("success") == 2
@@ -334,7 +347,7 @@ def test_health_check(container: Container) -> None:
 
     assert check() == 1
     container.start()
-    assert check() == 0
+    until(lambda: check() == 0)  # it waits for an answer for a second
 
 
 # The source of connections, in this process
@@ -358,7 +371,7 @@ class Watch:
             self.until(lambda: self.tally.up["conntrack"])
 
     def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE
         with self.place.entered():
             while not condition():
                 assert time.monotonic() < end, "it did not happen"
@@ -394,7 +407,6 @@ def test_beginnings_are_told_of_when_asked_for(path: EgressPath) -> None:
 
     def ten_come_and_go(ended: int) -> None:
         flood(path, 10)
-        until(lambda: int(path.gateway.run("conntrack", "-C")) == 10)
         path.gateway.run("conntrack", "-F")
         watch.until(lambda: heard["end"] == ended)
 
@@ -413,13 +425,13 @@ def test_beginnings_are_told_of_when_asked_for(path: EgressPath) -> None:
 def test_lost_events_are_made_good_for(path: EgressPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "_RECEIVE_BUFFER", 2048)
     watch = Watch(path.gateway)
-    flood(path, 1000)
+    flood(path, 300)
     watch.until(lambda: watch.tally.errors["conntrack", "overrun"] > 0)
-    watch.until(lambda: len(watch.table) == 1000)
+    watch.until(lambda: len(watch.table) == 300)
     path.gateway.run("conntrack", "-F")
     watch.until(lambda: len(watch.table) == 0)
     ended = [flow.identifier for event, flow in watch.happened if event == "end"]
-    assert len(ended) == len(set(ended)) == 1000
+    assert len(ended) == len(set(ended)) == 300
     assert watch.tally.up["conntrack"]
     watch.source.close()
 
@@ -430,24 +442,38 @@ def test_lost_ends_are_made_good_for_where_nobody_hears_beginnings(
     monkeypatch.setattr(source, "_RECEIVE_BUFFER", 2048)
     ledger = Ledger(lambda event, flow: None)
     watch = Watch(path.gateway, ledger, ctnetlink.END_GROUP)
-    flood(path, 1000)
+    flood(path, 300)
     watch.skip_to_next_dump()
-    watch.until(lambda: len(ledger) == 1000)
+    watch.until(lambda: len(ledger) == 300)
     path.gateway.run("conntrack", "-F")
     watch.until(lambda: watch.tally.errors["conntrack", "overrun"] > 0)
     watch.until(lambda: len(ledger) == 0)
     total = ledger.accounts.sums()[TOTAL]
-    assert (total[NEW_OUT], total[ACTIVE_OUT], total[PACKETS_OUT]) == (1000, 0, 1000)
+    assert (total[NEW_OUT], total[ACTIVE_OUT], total[PACKETS_OUT]) == (300, 0, 300)
     assert ledger.events["new"] == 0
-    assert ledger.events["end"] < 1000
+    assert ledger.events["end"] < 300
     watch.source.close()
 
 
 def flood(path: EgressPath, connections: int) -> None:
-    """So many new connections, each of one packet."""
+    """So many new connections, each of one packet; the gateway has translated all of them when this returns."""
     client = path.socket(path.client, socket.SOCK_DGRAM)
+
+    def refused() -> int:
+        """Datagrams that have reached the server, where nobody listens."""
+        with path.server.entered():
+            names, values = [
+                line.split() for line in Path("/proc/thread-self/net/snmp").read_text().splitlines() if "Udp: " in line
+            ]
+        return int(dict(zip(names, values, strict=True))["NoPorts"])
+
+    before = refused()
     for number in range(connections):
         client.sendto(b"", (SERVER[0], 10000 + number))
+        # A neighbour that is not known yet keeps a hundred packets for later, and a busy processor a thousand.
+        if number % 100 == 0:
+            until(lambda sent=number + 1: refused() == before + sent)
+    until(lambda: refused() == before + connections)
 
 
 def test_a_flood_is_followed_event_by_event(path: EgressPath, container: Container) -> None:
@@ -455,8 +481,11 @@ def test_a_flood_is_followed_event_by_event(path: EgressPath, container: Contain
     container.start()
     until(container.watching)
     flood(path, 20_000)
-    until(lambda: container.value("conntrack_nat_flows_active", '"udp"') == 20_000)
+    # The kernel's identifiers are 32 bits of a hash: at every twentieth time two of so many connections share one.
+    known = len(set(re.findall(r" id=(\d+)", path.gateway.run("conntrack", "-L", "-p", "udp", "-o", "id"))))
+    assert known > 19_990
+    until(lambda: container.value("conntrack_nat_flows_active", '"udp"') == known, 60)
     path.gateway.run("conntrack", "-F")
-    until(lambda: container.value("conntrack_nat_flows_ended_total", '"udp"') == 20_000)
+    until(lambda: container.value("conntrack_nat_flows_ended_total", '"udp"') == 20_000, 60)
     assert container.value("conntrack_nat_flows_active", '"udp"') == 0
     assert container.value("observability_errors_total", '"overrun"') is None

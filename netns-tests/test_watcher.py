@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import select
 import signal
+import struct
 import sys
-from collections.abc import Iterator
+import termios
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from traffic import tcp, udp
-from world import A1, A2, INTERNET, SCRIPT, Gateway, World, end, parent, wait_for
+from traffic import Flow, tcp, udp
+from world import A1, A2, INTERNET, SCRIPT, Gateway, World, end, parent, set_sysctl, wait_for
+
+from gateway.watcher.hearing import SOON
+from gateway.watcher.main import PACE
 
 EIP, EIP2, FLOATING = "192.168.0.60", "192.168.0.61", "192.168.0.62"
 NOBODY = 65534
 NATGW = Path(sys.executable).with_name("natgw")
+DUMPED = 60.0  # seconds; the next dump waits for a hundred times the processor time that the last one took
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +37,25 @@ def world() -> Iterator[World]:
 @pytest.fixture(params=["legacy", "nft"])
 def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+def by_dump(condition: Callable[[], bool], what: str) -> None:
+    """As ``wait_for``, for what nothing but a dump tells."""
+    deadline = time.monotonic() + DUMPED
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {DUMPED:.0f} s: {what}")
+        time.sleep(0.02)
+
+
+def acknowledged(flow: Flow) -> None:
+    """Wait until each end of a TCP connection knows that the other has everything: then nothing is under way."""
+
+    def under_way() -> int:
+        queues = (fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)) for end in (flow.near, flow.far))
+        return sum(struct.unpack("i", queue)[0] for queue in queues)
+
+    wait_for(lambda: not under_way(), "all is acknowledged")
 
 
 def watched(gateway: Gateway) -> dict[str, Any]:
@@ -50,9 +78,20 @@ def one(traffic: dict[str, Any], kind: str, **names: object) -> dict[str, Any]:
 
 def watcher_pid(gateway: Gateway) -> int:
     """The daemon's child that watches."""
-    children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
-    found = [int(child) for child in children if b"gateway.watcher" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    assert len(found) == 1, found
+    found: list[int] = []
+
+    def one_watches() -> bool:
+        children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
+        found[:] = [int(child) for child in children if b"gateway.watcher" in command(child)]
+        return len(found) == 1
+
+    def command(pid: str) -> bytes:
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return b""  # it has ended since
+
+    wait_for(one_watches, "one child that watches")
     return found[0]
 
 
@@ -63,7 +102,8 @@ def test_every_kind_of_object_has_its_traffic(world: World, variant: str) -> Non
         gateway.verb("snat-add", f"{EIP2},10.0.1.0/24")
         gateway.verb("floating-ip-add", f"{FLOATING},{A2}")
         watched(gateway)
-        wait_for(lambda: len(watched(gateway)["eips"]) == 3, "the watcher knows the spec")
+        kinds = {"eips": 3, "dnats": 1, "snats": 1, "fips": 1}
+        wait_for(lambda: numbers(watched(gateway), kinds) == kinds, "the watcher knows the spec")
         mapped = tcp(world.internet, (EIP, 8888), world.vpc.a1.tcp_server(80))
         mapped.near.send(b"x" * 1000)
         left = tcp(world.vpc.a1, (INTERNET, 443), world.internet.tcp_server(443))
@@ -72,14 +112,15 @@ def test_every_kind_of_object_has_its_traffic(world: World, variant: str) -> Non
 
         def seen() -> bool:
             now = watched(gateway)
-            return (
-                one(now, "dnats", externalPort=8888)["in"]["bytes"] > 1000
-                and one(now, "snats", eip=EIP2)["out"]["bytes"] > 0
-                and one(now, "fips", eip=FLOATING)["out"]["bytes"] > 0
+            each = (("dnats", EIP, "in", 1000), ("snats", EIP2, "out", 0), ("fips", FLOATING, "out", 0))
+            sums = [(one(now, kind, eip=eip), way, least) for kind, eip, way, least in each]
+            return all(
+                found[way]["bytes"] > least and found["in"]["bytes"] and found["out"]["bytes"]
+                for found, way, least in sums
             )
 
         # They live: no event has told of their bytes, the dump in the background has.
-        wait_for(seen, "bytes of living connections")
+        by_dump(seen, "bytes of living connections")
         now = watched(gateway)
         assert now["collector"]["accounting"]
         for kind, eip, way, other in (
@@ -106,12 +147,17 @@ def test_every_kind_of_object_has_its_traffic(world: World, variant: str) -> Non
         assert {each["address"] for each in now["topDestinations"]} == {INTERNET}
         before = one(now, "dnats", externalPort=8888)["in"]["bytes"]
         mapped.near.send(b"x" * 500)
-        assert len(mapped.far.recv(2000)) > 0
+        acknowledged(mapped)
         gateway.run("conntrack", "-D", "-p", "tcp", "--orig-dst", EIP)
         # The event of a connection's end tells of its bytes, as soon as it is read.
         wait_for(lambda: one(watched(gateway), "dnats", externalPort=8888)["in"]["activeFlows"] == 0, "its end")
         assert one(watched(gateway), "dnats", externalPort=8888)["in"]["bytes"] >= before + 500
         left.talk()
+
+
+def numbers(traffic: dict[str, Any], kinds: Iterable[str]) -> dict[str, int]:
+    """How many objects of each kind it has."""
+    return {kind: len(traffic[kind]) for kind in kinds}
 
 
 def test_a_flow_that_was_there_before_its_rule_is_known(world: World) -> None:
@@ -125,8 +171,8 @@ def test_a_flow_that_was_there_before_its_rule_is_known(world: World) -> None:
         left = tcp(world.vpc.a1, (INTERNET, 443), world.internet.tcp_server(443))
         left.talk()
         os.kill(pid, signal.SIGCONT)
-        wait_for(lambda: one(watched(gateway), "eips", eip=EIP)["out"]["activeFlows"] == 1, "the flow is seen")
-        wait_for(
+        by_dump(lambda: one(watched(gateway), "eips", eip=EIP)["out"]["activeFlows"] == 1, "the flow is seen")
+        by_dump(
             lambda: (
                 bool(watched(gateway)["snats"]) and one(watched(gateway), "snats", eip=EIP)["out"]["activeFlows"] == 1
             ),
@@ -138,24 +184,26 @@ def test_a_connection_is_counted_once_whoever_tells_of_it(world: World) -> None:
     """By its end, if that comes before a dump, else by the dump; nobody asked the kernel to tell of its beginning."""
     short, long, size = 400, 20, 100
     with world.gateway() as gateway:
+        set_sysctl(gateway, {"netfilter/nf_conntrack_udp_timeout": 3600})
         gateway.verb("eip-add", f"{EIP}/24")
         gateway.verb("snat-add", f"{EIP},10.0.1.0/24")
         watched(gateway)
         wait_for(lambda: bool(watched(gateway)["snats"]), "the watcher knows the spec")
-        assert listening(gateway) == ENDS
-        counted = [0]
+        by_dump(lambda: listening(gateway) == ENDS, "nobody hears of beginnings")
+        counted, dumps = [0], [0.0]
 
         def out(*, at_least: int) -> bool:
-            now = one(watched(gateway), "snats", eip=EIP)["out"]
-            counted.append(now["newFlows"])
-            return bool(now["newFlows"] >= at_least)
+            now = watched(gateway)
+            dumps.append(now["collector"]["resyncSeconds"])
+            counted.append(one(now, "snats", eip=EIP)["out"]["newFlows"])
+            return counted[-1] >= at_least
 
         for batch in range(4):
             opened(world, short // 4, size)
             gateway.run("conntrack", "-D", "-p", "udp", "--orig-dst", INTERNET)
             wait_for(lambda batch=batch: out(at_least=(batch + 1) * short // 4), "the ends are counted")
         opened(world, long, size)
-        wait_for(lambda: out(at_least=short + long), "those that live are counted")
+        by_dump(lambda: out(at_least=short + long), "those that live are counted")
         found = one(watched(gateway), "snats", eip=EIP)
         assert (found["out"]["newFlows"], found["out"]["activeFlows"]) == (short + long, long)
         gateway.run("conntrack", "-D", "-p", "udp", "--orig-dst", INTERNET)
@@ -166,9 +214,14 @@ def test_a_connection_is_counted_once_whoever_tells_of_it(world: World) -> None:
         packets = short + long
         assert (found["out"]["newFlows"], found["out"]["packets"]) == (packets, packets)
         assert found["out"]["bytes"] == packets * (size + 28)
-        assert watched(gateway)["collector"]["events"] == {"new": 0, "end": packets}
+        events = watched(gateway)["collector"]["events"]
+        assert events["end"] == packets
+        # Where a dump takes that long (a busy machine's may), beginnings are heard of until the next one.
+        assert events["new"] == 0 or max(dumps) > DEAR
+        by_dump(lambda: listening(gateway) == ENDS, "nobody hears of beginnings")
 
 
+DEAR = SOON / PACE.share / 1e6  # seconds
 ENDS, BEGINNINGS_AND_ENDS = 0b100, 0b101
 
 
@@ -205,13 +258,8 @@ def test_it_has_one_capability_and_ends_with_the_daemon(world: World) -> None:
 
 
 def alive(descriptor: int) -> bool:
-    try:
-        signal.pidfd_send_signal(descriptor, 0)
-    except ProcessLookupError:
-        return False
-    # A zombie takes signals, too: it is waited for by whoever has adopted it.
-    pid = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split("Pid:")[1].split()[0]
-    return pid != "-1" and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    """Whether the process of a pidfd runs; a zombie does not."""
+    return not select.select([descriptor], [], [], 0)[0]
 
 
 def test_one_that_dies_is_started_again_and_leaves_no_zombie(world: World) -> None:
@@ -221,7 +269,9 @@ def test_one_that_dies_is_started_again_and_leaves_no_zombie(world: World) -> No
         first = watcher_pid(gateway)
         end(first)
         gateway.verb("eip-add", f"{EIP2}/24")
-        assert len(gateway.get("/v1/traffic")["eips"]) == 2, "whether it runs or not, the objects are there"
+        now = gateway.get("/v1/traffic")
+        # Another one that runs by now may not have been told yet.
+        assert now["collector"]["running"] or len(now["eips"]) == 2, "without it, too, the objects are there"
         wait_for(lambda: gateway.get("/v1/traffic")["collector"]["running"], "another watcher")
         assert watcher_pid(gateway) != first
         assert parent(watcher_pid(gateway)) == gateway.pid
@@ -249,6 +299,7 @@ def test_the_flow_log_answers_who_it_was(world: World, tmp_path: Path) -> None:
         inside = "{}:{}".format(*left.near.getsockname())
         asked = "{}:{}".format(*left.source)
         wait_for(lambda: path.exists() and path.read_text().count("\n") == 1, "the beginning is logged")
+        acknowledged(left)
         gateway.run("conntrack", "-D", "-p", "tcp", "--orig-src", A1)
         wait_for(lambda: path.read_text().count("\n") == 2, "the end is logged")
         begun, ended = map(json.loads, path.read_text().splitlines())
@@ -279,6 +330,8 @@ def test_metrics_over_every_way(world: World) -> None:
         left.near.send(b"x" * 500)
         assert len(left.far.recv(1000)) == 500
         gateway.run("conntrack", "-D", "-p", "udp", "--orig-src", A1)
+        ended = {"newFlows": 1, "activeFlows": 0}
+        wait_for(lambda: ended.items() <= one(watched(gateway), "snats", eip=EIP)["out"].items(), "its end is counted")
 
         def value(text: str, series: str) -> float:
             return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(series + " ")), -1)

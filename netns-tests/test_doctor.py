@@ -66,7 +66,7 @@ def test_everything_that_is_broken_is_found(world: World, gateway: Gateway) -> N
     gateway.ip("link set eth0 mtu 9000", "addr del 192.168.0.51/24 dev net1", "route del 10.0.2.0/24")
     gateway.run("iptables-nft", "-t", "nat", "-N", "DNAT_FILTER")
     gateway.run("iptables-nft", "-t", "nat", "-A", "PREROUTING", "-j", "DNAT_FILTER")
-    gateway.run("iptables-legacy", "-P", "FORWARD", "DROP")
+    gateway.run("iptables-legacy", "-w", "-P", "FORWARD", "DROP")
     listening = subprocess.Popen(["ip", "netns", "exec", gateway.name, "nc", "-l", "-p", "9100"], stdin=subprocess.PIPE)
     try:
         wait_for(lambda: "9100" in gateway.run("ss", "-Hltn"), "nc listens")

@@ -270,7 +270,7 @@ def test_nothing_of_others_is_flushed_and_other_values_converge(net: Net, varian
         ["ip6tables", "mangle", "FORWARD", "-s", "fd31::/16"],
     ]
     for program, table, chain, *match in theirs:
-        net.pod.run(f"{program}-{variant}", "-t", table, "-A", chain, *match, "-j", "RETURN")
+        net.pod.run(f"{program}-{variant}", "-w", "-t", table, "-A", chain, *match, "-j", "RETURN")
     net.pod.ip("rule add pref 900 fwmark 0x7 lookup 77", "route add 10.77.0.0/16 via 10.0.1.1 table 77")
     net.pod.ip("rule add pref 1002 fwmark 0x8 to 10.9.0.0/16 lookup 78", "rule add pref 1004 iif old0 lookup 79")
     net.pod.started(variant, IPV4, IPV6)

@@ -229,7 +229,7 @@ def pod(world: World, *options: str, command: Sequence[str] | None = SLEEP) -> I
         shutil.rmtree(made._directory, ignore_errors=True)
 
 
-def eventually(what: str, holds: functools.partial[bool] | Any, patience: float = PATIENCE) -> float:
+def eventually(what: str, holds: functools.partial[bool] | Any, patience: float = 3 * PATIENCE) -> float:
     """Look again until it holds; the seconds that took. For what another process does in its own time."""
     began = time.monotonic()
     while not holds():

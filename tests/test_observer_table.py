@@ -67,6 +67,28 @@ def test_one_identifier_in_two_zones_is_two_flows() -> None:
     assert told.sums == (2, 2, 0)
 
 
+def test_two_flows_with_one_identifier_are_not_taken_for_each_other() -> None:
+    """32 bits of a hash: among 65,536 flows such a pair is to be expected every other time."""
+    told = Told()
+    first = flow(1, source="10.0.0.2", counters=Counters(9, 900, 0, 0))
+    other = flow(1, source="10.0.0.3", counters=Counters(1, 50, 0, 0))
+    told.table.event(NEW, first)
+    told.table.event(NEW, other)
+    told.table.event(UPDATE, other)
+    assert told.sums == (1, 2, 0)
+    for _ in range(3):
+        told.dump(first, other)
+    assert told.series.original == [9, 900]
+    told.table.event(DESTROY, other)
+    assert told.sums == (1, 2, 1)
+    assert told.series.original == [10, 950]
+    told.dump(first)
+    told.table.event(DESTROY, first)
+    assert told.sums == (0, 2, 2)
+    assert told.series.original == [10, 950]
+    assert told.happened == [("start", first), ("start", other), ("end", other), ("end", first)]
+
+
 def test_labels_tell_apart() -> None:
     told = Told()
     told.table.event(NEW, flow(1))

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from gateway.observer import ctnetlink
-from gateway.observer.flow import END, START, Counters, Flow, Labels, labels, pack, unpack
+from gateway.observer.flow import END, START, Counters, Flow, Labels, is_of, labels, pack, unpack
 
 CAPACITY = 65536
 """Flows that are remembered; the one that changed longest ago makes room."""
@@ -55,6 +55,8 @@ class FlowTable:
 
     A dump takes a while and events go on meanwhile: ``begin_dump``, ``dumped`` for each of its flows, ``end_dump``.
     When ``end_dump`` is called, the events of the time before the end of the dump must have been given.
+
+    A flow whose identifier is that of another living one (see ``is_of``) is not remembered, and counted when it ends.
     """
 
     def __init__(self, happened: Callable[[str, Flow], None], capacity: int = CAPACITY) -> None:
@@ -86,6 +88,9 @@ class FlowTable:
         self.events[_EVENT_NAMES[kind]] += 1
         key = _key(flow)
         entry = self._entries.get(key)
+        if entry is not None and not is_of(entry.packed, flow):
+            self._unremembered(kind, flow)
+            return
         if kind == ctnetlink.DESTROY:
             self._destroy(key, entry, flow)
             return
@@ -103,6 +108,18 @@ class FlowTable:
             entry.started = True
             entry.series.started += 1
             self._happened(START, flow)
+
+    def _unremembered(self, kind: str, flow: Flow) -> None:
+        """An event of a flow whose identifier stands for another."""
+        series = self._series_of(flow)
+        if kind == ctnetlink.NEW:
+            series.started += 1
+            self._happened(START, flow)
+        elif kind == ctnetlink.DESTROY:
+            series.ended += 1
+            if flow.counters is not None:
+                series.add(_NOTHING, flow.counters)
+            self._happened(END, flow)
 
     def begin_dump(self) -> None:
         """A dump has been asked for."""
@@ -122,8 +139,9 @@ class FlowTable:
         key = _key(flow)
         entry = self._entries.get(key)
         if entry is not None:
-            self._account(entry, flow)
-            entry.generation = self._generation
+            if is_of(entry.packed, flow):
+                self._account(entry, flow)
+                entry.generation = self._generation
         elif (self._ended_since is None or key not in self._ended_since) and len(self._entries) < self.capacity:
             # It is not worth more than the ones that are remembered, so none makes room for it.
             self._insert(key, flow)

@@ -180,6 +180,7 @@ def natgw(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
 
 
+@pytest.mark.timeout(320)  # three programs, each of which has a limit of its own
 @pytest.mark.parametrize(
     ("example", "must_show"),
     [

@@ -15,7 +15,7 @@ from typing import Any
 
 TIMEOUT_SECONDS = 120.0
 # How long a daemon that lives may take until it answers: it serves verbs before it loads the HTTP face.
-START_SECONDS = 10.0
+START_SECONDS = 30.0
 
 
 class NotRunning(Exception):

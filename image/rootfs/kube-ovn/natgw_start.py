@@ -11,7 +11,7 @@ import posix
 import select
 import sys
 
-READY_SECONDS = 10.0
+READY_SECONDS = 30.0  # a start takes one second of a processor, which may have others to serve
 LISTENER_FD = 3
 LOCATIONS = (
     *(b"NATGW_RUN_DIR", b"NATGW_STATE_DIR", b"NATGW_ENV_FILE", b"NATGW_TOKEN_FILE"),

@@ -12,6 +12,7 @@ of the one endpoint.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import signal
@@ -20,6 +21,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ from pod import (
 )
 from traffic import tcp, udp
 from world import PATIENCE, ROUTER, SCRIPT, Gateway, World, identical, wait_for
+
+from gateway.arp.ask import ask
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +270,22 @@ def test_a_silent_gateway_is_told_of_and_fails_nobody(pod: Pod) -> None:
     assert pod.arp()
     assert pod.verb("eip-add", f"{LB_IP}/24,{ROUTER}") == ""
     assert "192.168.0.77" not in str(pod.table())
+
+
+def test_an_answer_counts_however_late_we_look_for_it(world: World, pod: Pod) -> None:
+    """A daemon that stood still must not say of a gateway that it is silent."""
+    pod.sequence()
+
+    async def late() -> bytes | None:
+        asked = asyncio.create_task(ask("net1", IPv4Address(LB_IP), IPv4Address(ROUTER), patience=0.5))
+        await asyncio.sleep(0)  # the question is sent
+        time.sleep(0.8)  # this is standing still
+        return await asked
+
+    with pod.entered():
+        answer = asyncio.run(late())
+    assert answer is not None
+    assert answer.hex(":") == world.router.ip_json("link", "show", "eth0")[0]["address"]
 
 
 def test_a_gateway_that_is_asked_knows_us(world: World, pod: Pod) -> None:

@@ -91,13 +91,12 @@ async def _ask(interface: str, question: bytes, target: IPv4Address, patience: f
 
         loop.add_reader(listener.fileno(), heard)
         try:
-            async with asyncio.timeout(patience):
-                for _ in range(TRIES):
-                    sender.send(question)
-                    await asyncio.wait([answer], timeout=patience / TRIES)
-                    if answer.done():
-                        break
-                return await answer
+            for _ in range(TRIES):
+                sender.send(question)
+                await asyncio.wait([answer], timeout=patience / TRIES)
+                if answer.done():  # also where this process stood still for longer
+                    return answer.result()
+            raise TimeoutError
         finally:
             loop.remove_reader(listener.fileno())
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -80,17 +80,28 @@ class KernelMaps:
 
     def commit(self, edits: Sequence[MapEdit]) -> None:
         """Carry the edits out as one transaction; raises Refused, and nothing has changed then."""
-        before = self.read()
-        try:
-            expected = apply_map_edits(before.table, edits)
-        except Rejected as error:
-            raise Refused(_STEP, str(error), retryable=False) from error
+        before = self.read().table
+        expected = _edited(before, edits)
         if all(isinstance(edit, AddEntry | DropEntry) for edit in edits) or list(edits) == [DropTable()]:
             self._transact(edits)
-        elif not self._change_lengths(edits, before.table):
-            self._restructure(edits, before.table)
+        elif not self._change_lengths(edits, before):
+            self._restructure(edits, before)
         if not self._verified(edits, expected):
             self._read = None
+
+    def commit_by(self, edits: Sequence[MapEdit], carry: Callable[[Sequence[Message]], bool]) -> bool:
+        """``commit`` of a few entries, but that ``carry`` makes their messages part of a transaction of its own.
+
+        False, and nothing has changed, where it does not, or where more than a few entries change.
+        """
+        if len(edits) > _FEW or not all(isinstance(edit, AddEntry | DropEntry) for edit in edits):
+            return False
+        expected = _edited(self.read().table, edits)
+        if not carry(list(_messages(edits))):
+            return False
+        if not self._verified(edits, expected):
+            self._read = None
+        return True
 
     def _verified(self, edits: Sequence[MapEdit], expected: MapTable) -> bool:
         """Read again what a few edits touched; whether that and what was known is what was expected, and known now."""
@@ -284,6 +295,14 @@ _SAMPLE: dict[EntryKey, Endpoint] = {
     EntryKey("snat-24", "192.0.2.0"): ("192.0.2.1", 0),
     EntryKey("snat-24-random", "192.0.2.0"): ("192.0.2.1", 0),
 }
+
+
+def _edited(table: MapTable, edits: Sequence[MapEdit]) -> MapTable:
+    """What the table is to be; raises Refused where it cannot be that."""
+    try:
+        return apply_map_edits(table, edits)
+    except Rejected as error:
+        raise Refused(_STEP, str(error), retryable=False) from error
 
 
 def _messages(edits: Sequence[MapEdit], structure: Iterable[Message] = ()) -> Iterator[Message]:

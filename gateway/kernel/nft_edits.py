@@ -54,8 +54,17 @@ class Handles:
         """Ask again: somebody else wrote, or the tool did."""
         self._known.clear()
 
-    def commit(self, table: str, standing: Chains, edits: Sequence[ChainEdit], generation: int) -> bool:
+    def commit(
+        self,
+        table: str,
+        standing: Chains,
+        edits: Sequence[ChainEdit],
+        generation: int,
+        along: Sequence[Message] = (),
+    ) -> bool:
         """Make the edits as one transaction; False (and nothing happened) if they are of a kind for the tool.
+
+        What else shall be part of the transaction is given ``along``.
 
         Raises Moved if the kernel's generation is another one than that, or its chains are not ``standing``, and
         Refused where the kernel does not take them.
@@ -75,6 +84,7 @@ class Handles:
             if message is None:
                 return False
             messages.append(message)
+        messages += along
         rewritten = (message for edit in edits if isinstance(edit, ReplaceRules) for message in _rewritten(edit))
         begin = Message(_BATCH_BEGIN, 0, _BATCH + number(_BATCH_GENID, generation))
         try:

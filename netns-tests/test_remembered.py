@@ -12,12 +12,12 @@ import pytest
 from netns import Namespace, require, veth
 
 from gateway.kernel import restore, subscription
-from gateway.kernel.generation import NETLINK_NETFILTER, NFGENMSG, Generation
+from gateway.kernel.generation import Generation
 from gateway.kernel.legacy import LegacyFirewall
 from gateway.kernel.links import KernelLinks
-from gateway.kernel.netlink import Message, Netlink, attribute, attributes
+from gateway.kernel.netlink import Message, Netlink, attributes
+from gateway.kernel.nft_messages import GETRULE, NETLINK_NETFILTER, NFGENMSG, RULE_EXPRESSIONS, in_chain
 from gateway.kernel.nft_rules import expressions
-from gateway.kernel.nft_tables import GETRULE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_TABLE
 from gateway.kernel.nft_variant import NftVariantFirewall
 from gateway.ports import Moved, Refused
 from gateway.remembered import EvidentFirewall, RememberedFirewall
@@ -238,10 +238,7 @@ SHAPES = tuple(
 
 def raw(ref: ChainRef) -> list[bytes]:
     """The expressions of a chain's rules, as the kernel has them."""
-    asked = (
-        NFGENMSG + attribute(RULE_TABLE, f"{ref.table}\0".encode()) + attribute(RULE_CHAIN, f"{ref.chain}\0".encode())
-    )
-    found = Netlink(NETLINK_NETFILTER).dump(Message(GETRULE, 0, asked))
+    found = Netlink(NETLINK_NETFILTER).dump(Message(GETRULE, 0, in_chain(ref.table, ref.chain)))
     return [bytes(attributes(said, len(NFGENMSG))[RULE_EXPRESSIONS]) for said in found]
 
 

@@ -26,10 +26,9 @@ from gateway.kernel.nft_expressions import (
     expression,
     masked,
     meta,
-    nested,
-    number,
     payload,
 )
+from gateway.kernel.nft_messages import named, nested, number
 from rules.iptables import ALL_BITS, PORT_MAX
 from rules.ruleset import (
     AnyRule,
@@ -161,11 +160,11 @@ def acting(target: Target) -> bytes | None:
 
 def _extension(kind: str, what: Extension) -> bytes:
     name, revision, data = what
-    return expression(kind, attribute(1, name.encode() + b"\0") + number(2, revision) + attribute(3, data))
+    return expression(kind, named(1, name) + number(2, revision) + attribute(3, data))
 
 
 def _verdict(code: int, chain: str = "") -> bytes:
-    where = attribute(2, chain.encode() + b"\0") if chain else b""
+    where = named(2, chain) if chain else b""
     return expression("immediate", number(1, 0) + nested(2, nested(2, number(1, code), where)))
 
 

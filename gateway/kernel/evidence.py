@@ -7,15 +7,14 @@ the same size is found by the next full comparison only (linux/netfilter_ipv4/ip
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 import socket
 import struct
 import threading
 from collections.abc import Hashable, Mapping
 
 from gateway.kernel.netlink import Message, Netlink, attributes
+from gateway.kernel.xtables import info, open_socket
 from gateway.ports import Variant
 from gateway.watch import Domain, Evidence
 
@@ -35,9 +34,6 @@ _NFGENMSG = bytes((socket.AF_INET, 0, 0, 0))
 _NFTA_GEN_ID = 1
 _NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT)
 _SPARED = 240  # questions
-
-_IPT_SO_GET_INFO = 64
-_IPT_GETINFO = struct.Struct("=32s13I")  # name, valid hooks, 5 hook entries, 5 underflows, number of entries, size
 
 
 class Events:
@@ -136,23 +132,11 @@ class _LegacySizes:
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
-        self._libc = ctypes.CDLL(None, use_errno=True)
 
     def __call__(self) -> Hashable:
         if self._socket is None:  # of the namespace of the thread that asks
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
-        return tuple(self._info(table) for table in (b"mangle", b"nat"))
-
-    def _info(self, table: bytes) -> bytes:
-        assert self._socket is not None
-        said = ctypes.create_string_buffer(_IPT_GETINFO.pack(table, *[0] * 13), _IPT_GETINFO.size)
-        size = ctypes.c_uint32(_IPT_GETINFO.size)
-        # socket.getsockopt gives the kernel no value to read the table's name from.
-        arguments = (self._socket.fileno(), socket.SOL_IP, _IPT_SO_GET_INFO, said, ctypes.byref(size))
-        if self._libc.getsockopt(*arguments):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return said.raw
+            self._socket = open_socket()
+        return tuple(info(self._socket, table) for table in ("mangle", "nat"))
 
 
 def evidence(variant: Variant, events: Events) -> Mapping[Domain, Evidence]:

@@ -13,7 +13,9 @@ import struct
 import threading
 from collections.abc import Hashable, Mapping
 
-from gateway.kernel.netlink import Message, Netlink, attributes
+from gateway.kernel import generation
+from gateway.kernel.netlink import Netlink
+from gateway.kernel.nft_messages import NETLINK_NETFILTER
 from gateway.kernel.xtables import info, open_socket
 from gateway.ports import Variant
 from gateway.watch import Domain, Evidence
@@ -28,11 +30,6 @@ _GROUPS = (_LINK, _TC, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE, _IPV
 _TC_MESSAGES = range(36, 55)  # RTM_NEWQDISC to RTM_GETACTION
 _AF_BRIDGE = 7
 
-_NETLINK_NETFILTER = 12
-_GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
-_NFGENMSG = bytes((socket.AF_INET, 0, 0, 0))
-_NFTA_GEN_ID = 1
-_NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT)
 _SPARED = 240  # questions
 
 
@@ -110,21 +107,17 @@ class _Generation:
     """
 
     def __init__(self) -> None:
-        self._netlink = Netlink(_NETLINK_NETFILTER)
+        self._netlink = Netlink(NETLINK_NETFILTER)
         self._spared = 0
 
     def __call__(self) -> int | None:
         if self._spared:
             self._spared -= 1
             return None
-        try:
-            (answer,) = self._netlink.ask(Message(_GETGEN, 0, _NFGENMSG))
-        except OSError as error:
-            if error.errno not in _NO_NFTABLES:
-                raise
+        number = generation.last(self._netlink)
+        if number is None:
             self._spared = _SPARED
-            return None
-        return int.from_bytes(attributes(answer, len(_NFGENMSG))[_NFTA_GEN_ID], "big")
+        return number
 
 
 class _LegacySizes:
@@ -141,6 +134,6 @@ class _LegacySizes:
 
 def evidence(variant: Variant, events: Events) -> Mapping[Domain, Evidence]:
     """What to watch of a namespace whose iptables are of this variant; for the writer's thread."""
-    generation = _Generation()
-    chains: Evidence = generation if variant == "nft" else _LegacySizes()
-    return {"chains": chains, "links": events.links, "maps": generation, "nft": generation, "tc": events.tc}
+    nft = _Generation()
+    chains: Evidence = nft if variant == "nft" else _LegacySizes()
+    return {"chains": chains, "links": events.links, "maps": nft, "nft": nft, "tc": events.tc}

@@ -18,6 +18,17 @@ from gateway.ports import Refused
 _NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT)
 
 
+def last(netlink: Netlink) -> int | None:
+    """The number of the last transaction; None where the kernel has no nftables. Raises OSError."""
+    try:
+        (answer,) = netlink.ask(Message(GETGEN, 0, NFGENMSG))
+    except OSError as error:
+        if error.errno not in _NO_NFTABLES:
+            raise
+        return None
+    return int.from_bytes(attributes(answer, len(NFGENMSG))[GEN_ID], "big")
+
+
 class Generation:
     """The counter, and how often it moved without us; for the thread in whose namespace it is first asked."""
 
@@ -35,14 +46,12 @@ class Generation:
         if self._absent:  # asking again would have the kernel look for its module again
             return None
         try:
-            (answer,) = self._netlink.ask(Message(GETGEN, 0, NFGENMSG))
+            number = last(self._netlink)
         except OSError as error:
-            if error.errno not in _NO_NFTABLES:
-                words = error.strerror or str(error)
-                raise Refused("ask for the nftables generation", words, retryable=True) from error
-            self._absent = True
-            return None
-        return int.from_bytes(attributes(answer, len(NFGENMSG))[GEN_ID], "big")
+            words = error.strerror or str(error)
+            raise Refused("ask for the nftables generation", words, retryable=True) from error
+        self._absent = number is None
+        return number
 
     def others(self) -> int | None:
         """A number that changes with every transaction of somebody else; None where there are no nftables."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from gateway.kernel.xtables import info, open_socket
 from gateway.ports import Refused
 
-_HOOKS = {0: "PREROUTING", 4: "POSTROUTING"}
+_TRANSLATING = ("PREROUTING", "POSTROUTING")
 _NAMES = Path("/proc/thread-self/net/ip_tables_names")
 
 
@@ -25,8 +25,8 @@ def occupied(table: str) -> str:
         return ""
     with open_socket() as asking:
         try:
-            hooks = info(asking, table).hooks
+            chains = info(asking, table).builtin
         except OSError as error:
             words = error.strerror or str(error)
             raise Refused(f"ask for the legacy table {table}", words, retryable=True) from error
-    return next((_HOOKS[hook] for hook, (begin, policy) in hooks.items() if hook in _HOOKS and begin != policy), "")
+    return next((name for name, (begin, policy) in chains.items() if name in _TRANSLATING and begin != policy), "")

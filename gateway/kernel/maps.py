@@ -43,13 +43,14 @@ from rules.maps import (
     script,
 )
 from rules.nft import Endpoint
+from rules.ruleset import HOOKS
 from rules.spec import Interfaces
 
 log = logging.getLogger(__name__)
 
 _STEP = f"edit table ip {TABLE}"
-_HOOKS = {PREROUTING: 0, POSTROUTING: 4}  # NF_INET_*
-_IPTABLES = {0: -100, 4: 100}  # the priorities of iptables' nat chains, by hook
+_HOOKS = {chain: HOOKS.index(chain.upper()) for chain in (PREROUTING, POSTROUTING)}
+_IPTABLES = {_HOOKS[PREROUTING]: -100, _HOOKS[POSTROUTING]: 100}  # the priorities of iptables' nat chains, by hook
 _FEW = 200  # so many entries are read again one by one
 _MANY = 1000
 _TRIES = 5

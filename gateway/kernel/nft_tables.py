@@ -26,9 +26,8 @@ from gateway.kernel.nft_messages import (
     named,
 )
 from gateway.kernel.nft_reading import rule
-from rules.ruleset import BUILTIN, ChainRef, Rule, Rules
+from rules.ruleset import BUILTIN, HOOKS, ChainRef, Rule, Rules
 
-_HOOKS = {"PREROUTING": 0, "INPUT": 1, "FORWARD": 2, "OUTPUT": 3, "POSTROUTING": 4}
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 
 
@@ -80,7 +79,7 @@ def _is_iptables(table: str, name: str, hook: memoryview | None) -> bool:
     if hook is None:
         return name not in BUILTIN[table]
     number = int.from_bytes(attributes(hook)[HOOK_HOOKNUM], "big")
-    return name in BUILTIN[table] and _HOOKS[name] == number
+    return name in BUILTIN[table] and HOOKS.index(name) == number
 
 
 def _listed(said: memoryview) -> _Listed:

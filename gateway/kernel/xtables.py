@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from gateway.ports import Refused
+from rules.ruleset import HOOKS
 
 _LOCK_POLL = 0.01  # seconds
 
@@ -138,10 +139,10 @@ class Info(NamedTuple):
         return int(_INFO.unpack(self.raw)[13])
 
     @property
-    def hooks(self) -> dict[int, tuple[int, int]]:
-        """Of each netfilter hook that the table has: where its chain begins, and where its policy stands."""
+    def builtin(self) -> dict[str, tuple[int, int]]:
+        """Of each built-in chain that the table has: where it begins, and where its policy stands."""
         fields = _INFO.unpack(self.raw)
-        return {hook: (fields[2 + hook], fields[7 + hook]) for hook in range(5) if fields[1] & 1 << hook}
+        return {name: (fields[2 + hook], fields[7 + hook]) for hook, name in enumerate(HOOKS) if fields[1] & 1 << hook}
 
 
 def open_socket() -> socket.socket:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from gateway.kernel import nft_messages as nf
+from gateway.kernel.extensions import PROTOCOL_NAMES, PROTOCOLS
 from gateway.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, attribute, attributes, text
 from gateway.kernel.nft_messages import NFGENMSG, NFPROTO_UNSPEC, head, in_chain, named
 from rules.maps import TABLE, EntryKey, Ports
@@ -18,8 +19,6 @@ from rules.nft import Endpoint
 
 _NESTED = 0x8000  # NLA_F_NESTED
 _COMMENT = 0  # a type within the user data of a rule, as nft lays it out
-_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
-_PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
 # An element: its own header, key and data, each with two more headers (length and type); addresses and ports are bytes.
 _PLAIN = struct.Struct("=4H2H4s4H4s")
 _PORTS = struct.Struct("=4H2H4sB3x2s2x4H4s2s2x")
@@ -90,7 +89,7 @@ def _element(name: str, key: EntryKey, target: Endpoint | None = None) -> bytes:
     address = socket.inet_aton(key.address)
     if name == _PORTS_MAP:
         before, between = _PORTS_HEADERS
-        asked = (address, _PROTOCOLS[key.protocol], key.port.to_bytes(2, "big"))
+        asked = (address, PROTOCOLS[key.protocol], key.port.to_bytes(2, "big"))
         if target is None:
             return _PORTS_KEY.pack(_PORTS_KEY.size, *before[1:], *asked)
         return _PORTS.pack(*before, *asked, *between, socket.inet_aton(target[0]), target[1].to_bytes(2, "big"))
@@ -169,8 +168,8 @@ def entries(name: str, said: memoryview) -> Iterator[tuple[EntryKey, Endpoint]]:
         address = socket.inet_ntoa(fields[6])
         if layout is _PLAIN:
             yield EntryKey(name, address), (socket.inet_ntoa(fields[11]), 0)
-        elif fields[7] not in _PROTOCOL_NAMES:
+        elif fields[7] not in PROTOCOL_NAMES:
             raise Strange(f"an entry of another protocol in the map {name}")
         else:
-            key = EntryKey(name, address, _PROTOCOL_NAMES[fields[7]], int.from_bytes(fields[8], "big"))
+            key = EntryKey(name, address, PROTOCOL_NAMES[fields[7]], int.from_bytes(fields[8], "big"))
             yield key, (socket.inet_ntoa(fields[13]), int.from_bytes(fields[14], "big"))

@@ -11,7 +11,7 @@ import struct
 from functools import lru_cache
 from ipaddress import IPv4Network
 
-from gateway.kernel.extensions import Extension, action, in_order, printable, printable_match, tracked
+from gateway.kernel.extensions import PROTOCOLS, Extension, action, in_order, printable, printable_match, tracked
 from gateway.kernel.netlink import attribute
 from gateway.kernel.nft_expressions import (
     DESTINATION_AT,
@@ -51,9 +51,6 @@ from rules.ruleset import (
 )
 
 PORT_AT = 2  # the destination port, in the header of either
-PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
-"""Of SCTP's ports iptables-nft has no expressions but its own extension; it does not read others back."""
-
 DROP, JUMP, GOTO, RETURN = 0, -3, -4, -5  # verdicts
 MANY = 1 << 13
 """Parts of rules that are remembered: many rules are made of few of them."""

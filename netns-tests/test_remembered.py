@@ -139,6 +139,21 @@ def test_a_chain_is_written_anew_without_the_tool(
         firewall.edit("nat", [ReplaceRules(CHAIN, rules(*range(1, 700)))])
 
 
+@VARIANTS
+def test_a_rule_for_the_tool_at_the_end_of_a_new_chain_leaves_all_to_it(variant: str, namespace: Namespace) -> None:
+    counted = Counted(driver(variant))
+    firewall = RememberedFirewall(counted)  # type: ignore[arg-type]
+    other = ChainRef("nat", "SHARED_SNAT")
+    firewall.edit("nat", [NewChain(CHAIN), NewChain(other)])
+    firewall.read(["nat"])
+    counted.reads = 0
+    wanted = (*rules(*range(1, 701)), FOREIGN)
+    firewall.edit("nat", [InsertRule(other, 0, SHAPES[0]), ReplaceRules(CHAIN, wanted)])
+    for chains in (firewall.read(["nat"]).chains, driver(variant).read(["nat"]).chains):
+        assert (chains[other], chains[CHAIN]) == (SHAPES[:1], wanted)
+    assert counted.reads == 0
+
+
 def test_others_wait_while_the_tool_works_and_are_noticed(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

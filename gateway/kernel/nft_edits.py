@@ -40,6 +40,10 @@ MOST = 1000
 Chains = Mapping[ChainRef, Rules]
 
 
+class _Unspoken(Exception):
+    """A rule of which this process knows no expressions."""
+
+
 class Handles:
     """The kernel's names of the rules of our chains, in order, as far as they were asked for."""
 
@@ -75,6 +79,8 @@ class Handles:
         rewritten = (message for edit in edits if isinstance(edit, ReplaceRules) for message in _rewritten(edit))
         try:
             echoed = self._netlink.transact(begin(generation), messages, end(), unanswered=rewritten)
+        except _Unspoken:  # nothing is sent before all is written
+            return False
         except OSError as error:
             self.forget()
             if error.errno == errno.ENOENT and any(edit.ref.chain in BUILTIN[table] for edit in edits):
@@ -120,12 +126,10 @@ class Handles:
 
 def _spoken(edit: ChainEdit) -> bool:
     match edit:
-        case DeleteRule():
+        case DeleteRule() | ReplaceRules():  # of whose many rules it is known when they are written
             return True
         case InsertRule():
             return expressions(edit.rule) is not None
-        case ReplaceRules():
-            return all(expressions(rule) is not None for rule in edit.rules)
     return False
 
 
@@ -148,11 +152,14 @@ def _message(edit: ChainEdit, handles: list[int], placeholder: int) -> Message |
 
 
 def _rewritten(edit: ReplaceRules) -> Iterator[Message]:
-    """A chain flushed and filled anew."""
+    """A chain flushed and filled anew; raises _Unspoken at a rule that is for the tool."""
     where = in_chain(edit.ref.table, edit.ref.chain)
     yield Message(DELRULE, 0, where)
     for rule in edit.rules:
-        yield Message(NEWRULE, NLM_F_CREATE | _NLM_F_APPEND, where + nested(RULE_EXPRESSIONS, expressions(rule) or b""))
+        said = expressions(rule)
+        if said is None:
+            raise _Unspoken
+        yield Message(NEWRULE, NLM_F_CREATE | _NLM_F_APPEND, where + nested(RULE_EXPRESSIONS, said))
 
 
 def _long(kind: int, value: int) -> bytes:

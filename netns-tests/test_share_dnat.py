@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from share import Servers, listed, reach, reach_again, send, sticky, times
+from share import MANY, Servers, listed, reach, reach_again, send, sticky, times
 from traffic import Flow, tcp
 from world import A1, A2, INTERNET, B, Gateway, World
 
@@ -58,8 +58,8 @@ def lines_with_port(gateway: Gateway, port: int) -> list[str]:
 def test_connections_are_spread_over_all_backends(world: World, gateway: Gateway, protocol: str) -> None:
     gateway.verb("nft-dnat-map-add", f"{EIP},80,{protocol},{TWO}")
     servers = backends(world, protocol)
-    outside = times(20, world.internet, (EIP, 80), servers)
-    inside = times(20, world.vpc.a1, (EIP, 80), servers)  # from the subnet of one of them
+    outside = times(MANY, world.internet, (EIP, 80), servers)
+    inside = times(MANY, world.vpc.a1, (EIP, 80), servers)  # from the subnet of one of them
     assert set(outside) == set(inside) == {A2, B}
     _, flow = reach(world.internet, (EIP, 80), servers)
     assert flow.source[0] == INTERNET
@@ -142,7 +142,7 @@ add element ip kube-ovn service-ips {{ {EIP} . tcp . 80 : goto {old} }}
     )
     gateway.verb("nft-dnat-map-add", f"{EIP},80,TCP,{TWO}")
     assert old not in listed(gateway)
-    assert set(times(20, world.internet, (EIP, 80), backends(world))) == {A2, B}
+    assert set(times(MANY, world.internet, (EIP, 80), backends(world))) == {A2, B}
 
 
 def test_repeating_changes_nothing(gateway: Gateway) -> None:
@@ -206,12 +206,12 @@ def test_it_decides_before_iptables_and_only_what_is_its_own(world: World, gatew
     gateway.verb("nft-dnat-map-add", f"{EIP},80,tcp,{TWO}")
     a1 = world.vpc.a1
     servers = {A1: a1.tcp_server(80), **backends(world)}
-    assert set(times(20, world.internet, (EIP, 80), servers)) == {A2, B}
+    assert set(times(MANY, world.internet, (EIP, 80), servers)) == {A2, B}
     tcp(world.internet, (EIP, 22), a1.tcp_server(22))
     # The other variant's tables beside ours are nobody's trouble.
     other = "iptables-nft" if gateway.variant == "legacy" else "iptables-legacy"
     gateway.run(other, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "9", "-j", "ACCEPT")
-    assert set(times(20, world.internet, (EIP, 80), servers)) == {A2, B}
+    assert set(times(MANY, world.internet, (EIP, 80), servers)) == {A2, B}
     gateway.verb("nft-dnat-map-add", f"{EIP},80,tcp,{ONE}")
     gateway.verb(*DOWN)
     assert set(times(5, world.internet, (EIP, 80), servers)) == {A1}
@@ -239,7 +239,7 @@ def test_it_stands_again_after_a_restart(world: World, gateway: Gateway, lost: s
         gateway.run("nft", "delete", "table", "ip", "kube-ovn")  # the container's network is another one
         gateway.kill()
         gateway.verb("eip-add", f"{EIP}/24")
-        assert set(times(20, world.internet, (EIP, 80), servers)) == {A2, B}
+        assert set(times(MANY, world.internet, (EIP, 80), servers)) == {A2, B}
     assert send(gateway, "DELETE", f"/v1/shared-dnats/{EIP}/81/tcp")[0] == 204
 
 

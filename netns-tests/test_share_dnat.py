@@ -77,7 +77,7 @@ def test_what_upstreams_tests_look_for(gateway: Gateway) -> None:
         found = set(re.findall(r"\d : (\S+) \. (\d+)", text))
         assert found == {tuple(backend.split(":")) for backend in rule}
         assert re.search(r"hook prerouting priority (mangle|-150); policy accept;\s+ip daddr \. meta l4proto", text)
-    gateway.verb(*DOWN)
+    gateway.cut(*DOWN)
     assert "goto" not in listed(gateway)
     assert "dnat-" not in listed(gateway)
 
@@ -99,7 +99,7 @@ def test_a_backend_that_goes_keeps_its_connections_and_the_identity_takes_them_a
         flow.talk()
     gateway.verb("dnat-add", f"{EIP},8080,tcp,{A2},80")
     control = tcp(world.internet, (EIP, 8080), servers[A2])
-    gateway.verb(*DOWN)
+    gateway.cut(*DOWN)
     assert not [line for line in lines_with_port(gateway, 80) if "dport=8080" not in line]
     assert all(flow.is_cut(control) for flow in flows.values())
 
@@ -112,7 +112,7 @@ def test_adding_cuts_nobody_and_takes_in_what_passed_untranslated(world: World, 
     near.send(b"anybody?")
     with pytest.raises(ConnectionRefusedError):  # ICMP port unreachable, from the gateway itself
         near.recv(64)
-    gateway.verb("nft-dnat-map-add", f"{EIP},53,udp,{A2}:80@{B}:80")
+    gateway.cut("nft-dnat-map-add", f"{EIP},53,udp,{A2}:80@{B}:80")
     assert reach_again(near, backends(world, "udp"))[1].near is near
     standing.talk()
 
@@ -161,7 +161,7 @@ def test_a_shared_and_an_exclusive_mapping_of_one_port(gateway: Gateway) -> None
     assert (refused.returncode, refused.stderr) == (1, "")
     assert "conflicts with shared DNAT" in refused.stdout
     assert send(gateway, "PUT", f"/v1/dnats/{EIP}/80/tcp", dnat(A1))[0] == 409
-    gateway.verb(*DOWN)
+    gateway.cut(*DOWN)
     gateway.verb("dnat-add", f"{EIP},80,tcp,{A1},80")
     before = listed(gateway, "-a")
     refused = gateway.exec("nft-dnat-map-add", f"{EIP},80,tcp,{TWO}")
@@ -213,7 +213,7 @@ def test_it_decides_before_iptables_and_only_what_is_its_own(world: World, gatew
     gateway.run(other, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "9", "-j", "ACCEPT")
     assert set(times(MANY, world.internet, (EIP, 80), servers)) == {A2, B}
     gateway.verb("nft-dnat-map-add", f"{EIP},80,tcp,{ONE}")
-    gateway.verb(*DOWN)
+    gateway.cut(*DOWN)
     assert set(times(5, world.internet, (EIP, 80), servers)) == {A1}
     gateway.run(other, "-t", "nat", "-F", "PREROUTING")
 

@@ -283,6 +283,17 @@ class Gateway(Host):
             self._clean = self.saved()
         return done.stdout
 
+    def cut(self, *words: str) -> None:
+        """A verb after which no connection stands that it makes stale.
+
+        That is so when it answers, but where the daemon took its two seconds for them (gateway/endings.py): then it
+        says itself when it is so.
+        """
+        began = time.monotonic()
+        self.verb(*words)
+        if time.monotonic() - began > 2:
+            wait_for(lambda: bool(self.status()["ready"]), "the end of stale connections")
+
     def reset(self) -> None:
         """Delete what verbs have added; afterwards the rules must be those that ``init`` left."""
         deletions: dict[str, list[str]] = {}

@@ -237,16 +237,18 @@ class Gateway(Host):
         """End the daemon and whatever else runs here, unplug, delete; twice is once."""
         shutil.rmtree(self.run_dir, ignore_errors=True)  # first: no daemon is started again without it
         listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
-        with contextlib.ExitStack() as ending:  # all are killed before the end of any is waited for
-            for word in listed.stdout.split():
-                with contextlib.suppress(ProcessLookupError):
-                    ending.enter_context(ended(int(word)))
-        self.close_sockets()
-        # A deleted namespace lives on for a moment; what it is plugged into must not.
-        for where, name in ((self._vpc.router.name, "gw"), (self.name, "net1")):
-            subprocess.run(["ip", "-n", where, "link", "del", name], check=False, capture_output=True)
-        super().remove()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        try:
+            with contextlib.ExitStack() as ending:  # all are killed before the end of any is waited for
+                for word in listed.stdout.split():
+                    with contextlib.suppress(ProcessLookupError):
+                        ending.enter_context(ended(int(word)))
+        finally:
+            self.close_sockets()
+            # A deleted namespace lives on for a moment; what it is plugged into must not.
+            for where, name in ((self._vpc.router.name, "gw"), (self.name, "net1")):
+                subprocess.run(["ip", "-n", where, "link", "del", name], check=False, capture_output=True)
+            super().remove()
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     # --- the controller's side ----------------------------------------------------------------------------
 

@@ -63,5 +63,7 @@ class SlowFsync:
         """For whoever starts the daemon."""
 
     def takes(self, milliseconds: int) -> None:
-        """From the next fsync on."""
-        self._delay.write_text(str(milliseconds))
+        """From now on, also for one that is under way."""
+        fresh = self._delay.with_suffix(".new")  # nobody reads half of it
+        fresh.write_text(str(milliseconds))
+        fresh.replace(self._delay)

@@ -14,7 +14,7 @@ from traffic import Host
 from wire import ETH_P_IP, Capture, Frame
 from world import wait_for
 
-TRIES = 3
+TRIES = 5
 PATIENCE = 25  # seconds beyond a measurement's own
 SPENT = 0.5  # seconds from the first arrival, in which the tests' bursts are spent
 
@@ -40,7 +40,8 @@ def limited_mbit(
 
     Timed from one arrival to another by the kernel's clock, and what arrives last is not counted: the shaper waits
     after each packet for as long as that one takes. So it does not matter that segments come in bunches of up to 64 KB
-    (half a second's worth at 1 Mbit/s), nor when the receiving program gets a processor.
+    (half a second's worth at 1 Mbit/s), nor when the receiving program gets a processor; 0 if it got one so seldom that
+    some of them found no room.
 
     ``udp_mbit``: offered over UDP. ``reverse``: the server, which is reached at ``to``, sends.
     """
@@ -56,7 +57,8 @@ def limited_mbit(
         while last.at < begin.at + seconds:
             size += _payload(last)
             last = _arrival(capture)
-        assert capture.missed == 0
+        if capture.missed:
+            return 0.0
     return 8e-6 * size / (last.at - begin.at)
 
 
@@ -91,7 +93,7 @@ def _payload(frame: Frame) -> int:
 
 
 def assert_rate(measure: Callable[[], float], limit: float) -> None:
-    """What is measured is at most the limit and at least nine tenths of it; a busy machine gets three tries.
+    """What is measured is at most the limit and at least nine tenths of it; a busy machine gets five tries.
 
     The limit is one of whole frames: their headers are 3 (UDP) and 4.4 % (TCP) of it.
     """

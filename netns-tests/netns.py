@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 
 _CLONE_NEWNET = 0x40000000
-_TIMEOUT = 30.0  # seconds; nothing here waits for anybody, so only something that hangs takes that long
+_TIMEOUT = 60.0  # seconds; nothing here waits for anybody for long, so only something that hangs takes that
 
 
 def require(*programs: str) -> None:
@@ -87,6 +89,22 @@ def veth(a: Namespace, a_name: str, b: Namespace, b_name: str) -> None:
     run("ip", "-n", a.name, "link", "add", a_name, "type", "veth", "peer", "name", b_name, "netns", b.name)
     for end, name in ((a, a_name), (b, b_name)):
         run("ip", "-n", end.name, "link", "set", name, "up")
+    for end, name in ((a, a_name), (b, b_name)):
+        carried(end, name)
+
+
+def carried(namespace: Namespace, name: str) -> None:
+    """Wait until an interface that was set up carries frames, and the kernel has told so.
+
+    It sees to that in a work queue of its own: before, frames are dropped, and afterwards the link's state changes.
+    """
+    deadline = time.monotonic() + _TIMEOUT
+    while True:
+        (link,) = json.loads(run("ip", "-n", namespace.name, "-j", "link", "show", "dev", name))
+        if link["operstate"] == "UP":
+            return
+        assert time.monotonic() < deadline, link
+        time.sleep(0.01)
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

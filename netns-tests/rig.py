@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 from netns import Namespace, veth
 
@@ -126,8 +129,15 @@ class Rig:
 
 @contextmanager
 def rig(netns: Namespace, variant: str) -> Iterator[Rig]:
-    """A rig in the namespace, which the calling thread is inside of meanwhile."""
-    with netns.entered():
+    """A rig in the namespace, which the calling thread is inside of meanwhile.
+
+    Its lock of iptables' is its own: whoever holds the common one, or takes it, is none of its concern.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="natgw-") as directory,
+        patch.dict(os.environ, {"XTABLES_LOCKFILE": f"{directory}/xtables.lock"}),
+        netns.entered(),
+    ):
         events = Events()
         plain, watch = real_kernel(Settings.from_environment({"NATGW_IPTABLES": variant}), events)
         wire = Tripwire()

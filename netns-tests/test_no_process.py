@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,11 +49,8 @@ VERBS = (
 
 
 @pytest.mark.parametrize("variant", ["legacy", "nft"])
-def test_everyday_verbs_start_no_program(
-    netns: Namespace, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everyday_verbs_start_no_program(netns: Namespace, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     require("nft", f"iptables-{variant}")
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))  # those who take the common one are seen
     started: list[Any] = []
 
     class Recorded(subprocess.Popen[Any]):

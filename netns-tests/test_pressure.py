@@ -110,7 +110,7 @@ def test_callers_that_stall_hold_up_nobody(world: World) -> None:
             for _ in range(2000):
                 client = stack.enter_context(contextlib.closing(socket.socket(socket.AF_UNIX)))
                 client.connect(str(gateway.run_dir / name))
-                with contextlib.suppress(BrokenPipeError):  # it may have given way to another already
+                with contextlib.suppress(ConnectionError):  # it may have given way to another already
                     client.sendall(half)
         gateway.verb("dnat-add", f"{EIP},1,udp,{A2},53")
         assert gateway.status()["ready"]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
 import pytest
-from iperf import assert_rate, limited_mbit, received_mbit
+from iperf import TRIES, assert_rate, limited_mbit, received_mbit
 from netns import require
+from traffic import PATIENCE
+from wire import ETH_P_IP, Capture
 from world import A1, INTERNET, Gateway, World
 
 pytestmark = pytest.mark.alone
@@ -101,7 +100,7 @@ import socket, sys, time
 out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 out.connect((sys.argv[1], int(sys.argv[2])))
 print("going", flush=True)
-payload, end = bytes(1372), time.monotonic() + 30
+payload, end = bytes(1372), time.monotonic() + 100
 while time.monotonic() < end:
     for _ in range(100):
         try:
@@ -109,62 +108,46 @@ while time.monotonic() < end:
         except OSError:
             pass
 """
-SO_TIMESTAMPNS = 35
 FRAME = 1372 + 42
 
 
 def test_no_change_of_a_limit_lets_anything_through_meanwhile(world: World, gateway: Gateway) -> None:
     """A flood meets rates, priorities and neighbours that change all the time: by the kernel's clock, no twentieth
-    of a second has more than the higher rate, the burst and a moment's delay of the shaper's own allow."""
+    of a second has more than the higher rate, the burst and a moment's delay of the shaper's own allow.
+
+    Heard where the gateway sends what its shaper has let go, so that no later queue can make a heap of it.
+    """
     rates, size = (4, 8), 0.05
-    ear = world.vpc.a1.udp(9000)
-    ear.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-    ear.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    world.vpc.a1.udp(9000)  # nobody answers that there is nobody
+    ear = Capture(gateway, "eth0", ETH_P_IP)
     gateway.verb("eip-ingress-qos-add", f"{EIP},1,{rates[0]},{size}")
-    seen: list[float] = []
-    reader = threading.Thread(target=hear, args=(ear, seen))
     flood = world.internet.spawn(sys.executable, "-c", FLOOD, EIP, "9000")
+    times: list[float] = []
     try:
-        assert flood.stdout is not None
-        assert flood.stdout.readline() == "going\n"
-        reader.start()
-        time.sleep(0.5)  # the first burst is allowed
-        begun = time.time()
-        for turn in range(20):
+        ear.take(100)  # the first burst is allowed
+        begun, turn, ended = time.time(), 0, time.time()
+        # On a busy machine the flood may stand still for a while.
+        while turn < 20 or (len(times) * FRAME * 8 < rates[0] * 0.8e6 * (ended - begun) and ended < begun + PATIENCE):
             gateway.verb("eip-ingress-qos-add", f"{EIP},{1 + turn % 4 // 2 * 4},{rates[turn % 2]},{size}")
             verb = "add" if turn % 2 else "del"
             gateway.verb(f"eip-ingress-qos-{verb}", f"{OTHER}{',1,100,1' if turn % 2 else ''}")
-        ended = time.time()
+            turn, ended = turn + 1, time.time()
+            times += [frame.at for frame in ear.rest(0) if begun <= frame.at]
     finally:
         flood.kill()
         flood.communicate()
         world.close_sockets()
-        reader.join()
-    times = [at for at in seen if begun <= at <= ended]
     assert len(times) * FRAME * 8 / (ended - begun) > rates[0] * 0.8e6, "the flood did not fill the limit"
     window = 0.05
     most = max(sum(start <= at < start + window for at in times[n : n + 2000]) for n, start in enumerate(times))
     assert most * FRAME <= rates[1] * 1e6 / 8 * window + size * 2**20 + 30_000
 
 
-def hear(ear: socket.socket, seen: list[float]) -> None:
-    """Note when the kernel received each datagram, until the socket is closed or silent."""
-    ear.settimeout(2)
-    while True:
-        try:
-            _, ancillary, _, _ = ear.recvmsg(2048, 64)
-        except OSError:
-            return
-        for _, _, data in ancillary:
-            seconds, nanoseconds = struct.unpack("ll", data[:16])
-            seen.append(seconds + nanoseconds / 1e9)
-
-
 def test_what_no_limit_claims_passes_unshaped(world: World, gateway: Gateway) -> None:
     gateway.verb("eip-ingress-qos-add", f"{OTHER},1,1,0.1")
     gateway.verb("eip-egress-qos-add", f"{OTHER},1,1,0.1")
     for client, server, to in ((world.internet, world.vpc.a1, EIP), (world.vpc.a1, world.internet, INTERNET)):
-        assert received_mbit(client, server, to, seconds=1) > 100
+        assert any(received_mbit(client, server, to, seconds=1) > 100 for _ in range(TRIES))
 
 
 def test_other_protocols_than_ipv4_are_not_limited(world: World, gateway: Gateway) -> None:
@@ -175,7 +158,7 @@ def test_other_protocols_than_ipv4_are_not_limited(world: World, gateway: Gatewa
         assert flood.stdout is not None
         assert flood.stdout.readline() == "going\n"
         done = subprocess.run(
-            ["ip", "netns", "exec", world.rival.name, "arping", "-c", "2", "-w", "5", "-I", "eth0", EIP],
+            ["ip", "netns", "exec", world.rival.name, "arping", "-c", "2", "-w", "30", "-I", "eth0", EIP],
             capture_output=True,
             text=True,
             check=False,

@@ -209,7 +209,7 @@ def test_an_edit_for_another_state_is_refused_and_the_next_reading_shows_it(
 
 
 def test_a_legacy_edit_that_leaves_no_evidence_makes_us_delete_nothing_else(
-    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+    namespace: Namespace, tmp_path: Path
 ) -> None:
     firewall = RememberedFirewall(LegacyFirewall())
     firewall.edit("nat", [NewChain(CHAIN), *chain_edits(CHAIN, (), rules(1, 2, 3))])
@@ -224,7 +224,7 @@ def test_a_legacy_edit_that_leaves_no_evidence_makes_us_delete_nothing_else(
             "COMMIT\n",
         ]
     )
-    elsewhere = ["env", "XTABLES_LOCKFILE=/run/natgw-test.lock", "iptables-legacy-restore", "--noflush"]
+    elsewhere = ["env", f"XTABLES_LOCKFILE={tmp_path}/theirs", "iptables-legacy-restore", "--noflush"]
     namespace.run(*elsewhere, stdin=swap)
     firewall.edit("nat", [DeleteRule(CHAIN, 1, standing[1])])
     left = LegacyFirewall().read(["nat"]).chains[CHAIN]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
-from share import Servers, clients, listed, reach, send, sticky, times
+from share import MANY, Servers, clients, listed, reach, send, sticky, times
 from world import A1, A2, INTERNET, B, Gateway, World, wait_for
 
 EIP = "192.168.0.62"
 PATH = f"/v1/shared-dnats/{EIP}/80/tcp"
-CLIENTS = [f"203.0.113.{n}" for n in range(20, 40)]
+# So many that chance leaves none of three backends without a client: once in 10^10 times.
+CLIENTS = [f"203.0.113.{n}" for n in range(20, 80)]
 
 
 @pytest.fixture(scope="module")
@@ -72,21 +74,18 @@ def test_a_new_connection_keeps_a_client_for_the_whole_time_again(world: World, 
         return clients(gateway, (home, 80))[INTERNET]
 
     wait_for(lambda: left() < 29, "two seconds to pass")
+    began = time.monotonic()
     assert times(1, world.internet, (EIP, 80), up, INTERNET) == [home]
-    assert left() >= 29
+    found = left()  # whole seconds
+    assert found > 28.9 - (time.monotonic() - began)
 
 
 def test_a_client_is_forgotten_after_its_time(world: World, gateway: Gateway) -> None:
     put(gateway, [A2, B], 1)
     up = servers(world)
-    seen = set()
-    for _ in range(12):  # each time the other backend has one chance in two
-        (home,) = times(1, world.internet, (EIP, 80), up, INTERNET)
-        seen.add(home)
-        if seen == {A2, B}:
-            break
-        wait_for(lambda: INTERNET not in clients(gateway, (home, 80)), "the client to be forgotten")  # noqa: B023
-    assert seen == {A2, B}
+    before = homes(world, up)
+    wait_for(lambda: not clients(gateway, (A2, 80)) | clients(gateway, (B, 80)), "the clients to be forgotten")
+    assert homes(world, up) != before  # the other backend has one chance in two, with each of the clients
 
 
 def test_only_the_clients_of_a_removed_backend_are_dealt_anew(world: World, gateway: Gateway) -> None:
@@ -117,7 +116,7 @@ def test_affinity_and_its_time_change_in_one_transaction(world: World, gateway: 
     off = {**sticky(EIP, 80, [A2, B], 60), "sessionAffinity": "None"}
     assert send(gateway, "PUT", PATH, off)[0] == 200
     assert "set dnat-" not in listed(gateway)
-    assert set(times(20, world.internet, (EIP, 80), up, INTERNET)) == {A2, B}
+    assert set(times(MANY, world.internet, (EIP, 80), up, INTERNET)) == {A2, B}
     put(gateway, [A2, B])
     assert len(set(times(20, world.internet, (EIP, 80), up, INTERNET))) == 1
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from share import Servers, listed, reach, reach_again, send, sticky, times
+from share import MANY, Servers, listed, reach, reach_again, send, sticky, times
 from traffic import Flow, tcp
 from world import A1, A2, INTERNET, B, Gateway, World
 
@@ -58,8 +58,8 @@ def lines_with_port(gateway: Gateway, port: int) -> list[str]:
 def test_connections_are_spread_over_all_backends(world: World, gateway: Gateway, protocol: str) -> None:
     gateway.verb("nft-dnat-map-add", f"{EIP},80,{protocol},{TWO}")
     servers = backends(world, protocol)
-    outside = times(20, world.internet, (EIP, 80), servers)
-    inside = times(20, world.vpc.a1, (EIP, 80), servers)  # from the subnet of one of them
+    outside = times(MANY, world.internet, (EIP, 80), servers)
+    inside = times(MANY, world.vpc.a1, (EIP, 80), servers)  # from the subnet of one of them
     assert set(outside) == set(inside) == {A2, B}
     _, flow = reach(world.internet, (EIP, 80), servers)
     assert flow.source[0] == INTERNET
@@ -77,7 +77,7 @@ def test_what_upstreams_tests_look_for(gateway: Gateway) -> None:
         found = set(re.findall(r"\d : (\S+) \. (\d+)", text))
         assert found == {tuple(backend.split(":")) for backend in rule}
         assert re.search(r"hook prerouting priority (mangle|-150); policy accept;\s+ip daddr \. meta l4proto", text)
-    gateway.verb(*DOWN)
+    gateway.cut(*DOWN)
     assert "goto" not in listed(gateway)
     assert "dnat-" not in listed(gateway)
 
@@ -99,7 +99,7 @@ def test_a_backend_that_goes_keeps_its_connections_and_the_identity_takes_them_a
         flow.talk()
     gateway.verb("dnat-add", f"{EIP},8080,tcp,{A2},80")
     control = tcp(world.internet, (EIP, 8080), servers[A2])
-    gateway.verb(*DOWN)
+    gateway.cut(*DOWN)
     assert not [line for line in lines_with_port(gateway, 80) if "dport=8080" not in line]
     assert all(flow.is_cut(control) for flow in flows.values())
 
@@ -112,7 +112,7 @@ def test_adding_cuts_nobody_and_takes_in_what_passed_untranslated(world: World, 
     near.send(b"anybody?")
     with pytest.raises(ConnectionRefusedError):  # ICMP port unreachable, from the gateway itself
         near.recv(64)
-    gateway.verb("nft-dnat-map-add", f"{EIP},53,udp,{A2}:80@{B}:80")
+    gateway.cut("nft-dnat-map-add", f"{EIP},53,udp,{A2}:80@{B}:80")
     assert reach_again(near, backends(world, "udp"))[1].near is near
     standing.talk()
 
@@ -142,7 +142,7 @@ add element ip kube-ovn service-ips {{ {EIP} . tcp . 80 : goto {old} }}
     )
     gateway.verb("nft-dnat-map-add", f"{EIP},80,TCP,{TWO}")
     assert old not in listed(gateway)
-    assert set(times(20, world.internet, (EIP, 80), backends(world))) == {A2, B}
+    assert set(times(MANY, world.internet, (EIP, 80), backends(world))) == {A2, B}
 
 
 def test_repeating_changes_nothing(gateway: Gateway) -> None:
@@ -161,7 +161,7 @@ def test_a_shared_and_an_exclusive_mapping_of_one_port(gateway: Gateway) -> None
     assert (refused.returncode, refused.stderr) == (1, "")
     assert "conflicts with shared DNAT" in refused.stdout
     assert send(gateway, "PUT", f"/v1/dnats/{EIP}/80/tcp", dnat(A1))[0] == 409
-    gateway.verb(*DOWN)
+    gateway.cut(*DOWN)
     gateway.verb("dnat-add", f"{EIP},80,tcp,{A1},80")
     before = listed(gateway, "-a")
     refused = gateway.exec("nft-dnat-map-add", f"{EIP},80,tcp,{TWO}")
@@ -206,14 +206,14 @@ def test_it_decides_before_iptables_and_only_what_is_its_own(world: World, gatew
     gateway.verb("nft-dnat-map-add", f"{EIP},80,tcp,{TWO}")
     a1 = world.vpc.a1
     servers = {A1: a1.tcp_server(80), **backends(world)}
-    assert set(times(20, world.internet, (EIP, 80), servers)) == {A2, B}
+    assert set(times(MANY, world.internet, (EIP, 80), servers)) == {A2, B}
     tcp(world.internet, (EIP, 22), a1.tcp_server(22))
     # The other variant's tables beside ours are nobody's trouble.
     other = "iptables-nft" if gateway.variant == "legacy" else "iptables-legacy"
     gateway.run(other, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "9", "-j", "ACCEPT")
-    assert set(times(20, world.internet, (EIP, 80), servers)) == {A2, B}
+    assert set(times(MANY, world.internet, (EIP, 80), servers)) == {A2, B}
     gateway.verb("nft-dnat-map-add", f"{EIP},80,tcp,{ONE}")
-    gateway.verb(*DOWN)
+    gateway.cut(*DOWN)
     assert set(times(5, world.internet, (EIP, 80), servers)) == {A1}
     gateway.run(other, "-t", "nat", "-F", "PREROUTING")
 
@@ -239,7 +239,7 @@ def test_it_stands_again_after_a_restart(world: World, gateway: Gateway, lost: s
         gateway.run("nft", "delete", "table", "ip", "kube-ovn")  # the container's network is another one
         gateway.kill()
         gateway.verb("eip-add", f"{EIP}/24")
-        assert set(times(20, world.internet, (EIP, 80), servers)) == {A2, B}
+        assert set(times(MANY, world.internet, (EIP, 80), servers)) == {A2, B}
     assert send(gateway, "DELETE", f"/v1/shared-dnats/{EIP}/81/tcp")[0] == 204
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +29,9 @@ pytestmark = pytest.mark.alone
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    with Disk(tmp_path) as made:
+def disk() -> Iterator[Disk]:
+    # pytest's own directories may be too deep for the name of a socket.
+    with tempfile.TemporaryDirectory(prefix="natgw-") as directory, Disk(Path(directory)) as made:
         yield made
 
 
@@ -92,7 +94,8 @@ def test_a_disk_that_does_not_answer_holds_up_changes_alone(world: World, disk: 
             assert (call.result().returncode, call.result().stderr) == (0, "")
         wait_for(lambda: gateway.status()["ready"], "the gateway to be ready")
         assert ports_of(gateway) == {1, 2, 3}
-        assert gateway.log().count("dnat-add") == 4  # every line came in the end
+        gateway.logged("dnat-add", 4)  # every line comes in the end
+        assert gateway.log().count("dnat-add") == 4
 
 
 def repaired_meanwhile(gateway: Gateway) -> None:
@@ -102,7 +105,7 @@ def repaired_meanwhile(gateway: Gateway) -> None:
     gateway.run(f"iptables-{gateway.variant}", "-w", "-t", "nat", "-F", "SHARED_DNAT")
     wait_for(lambda: OTHER in gateway.net1_addresses(), "the address to be back")
     wait_for(lambda: len(gateway.rules(f"-A SHARED_DNAT -d {EIP}/32 -p udp")) == 2, "the chain to be filled")
-    assert gateway.status()["drift"]["repairs"] > repairs
+    wait_for(lambda: gateway.status()["drift"]["repairs"] > repairs, "the repair to be told of")
     assert "spec is not on disk" in gateway.status()["pending"]
 
 
@@ -112,7 +115,7 @@ def test_on_a_slow_disk_calls_are_answered_late_and_right(world: World, fsync: S
         began, waited = time.monotonic(), []
         with ThreadPoolExecutor(8) as pool:
             calls = [pool.submit(add, gateway, port) for port in range(1, 5)]
-            while not all(call.done() for call in calls):
+            while not waited or not all(call.done() for call in calls):
                 asked = time.monotonic()
                 for path in ("/v1/status", "/healthz", "/metrics"):
                     assert http(gateway, path)[0] == 200
@@ -134,10 +137,11 @@ def test_killed_in_the_midst_of_a_slow_fsync(world: World, fsync: SlowFsync) -> 
         wanted: set[int] = set()
         stood = 0
         for port in range(1, KILLS + 1):
-            fsync.takes(200)
+            fsync.takes(60_000)  # until it was seen
             fresh, daemon = gateway.state_dir / "spec.json.new", gateway.pid
             call = pool.submit(add, gateway, port)
             wait_for(fresh.exists, "the change to be stored")
+            fsync.takes(200)
             time.sleep(chance.uniform(0, 0.39))
             end(daemon)
             fsync.takes(0)

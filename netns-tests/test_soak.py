@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import subprocess
 import threading
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from traffic import Stream, udp
-from world import A1, A2, INTERNET, Gateway, World, wait_for
+from world import A1, A2, INTERNET, Gateway, World, end, wait_for
 
 KILLS = int(os.environ.get("NATGW_SOAK_KILLS", "10"))
 SEED = int(os.environ.get("NATGW_SOAK_SEED", "1"))
@@ -96,7 +95,7 @@ def test_killed_at_random_moments_under_load(gateway: tuple[World, Gateway]) -> 
                 time.sleep(0.01)
             time.sleep(moments.uniform(0, 0.4))
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                end(pid)
                 killed.append(time.monotonic() - began)
     took = time.monotonic() - began
     assert (one.lost, two.lost) == (0, 0)

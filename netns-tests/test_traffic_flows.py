@@ -49,12 +49,12 @@ def test_dnat_del_cuts_its_flows_and_no_others(world: World, gateway: Gateway, c
     backend, resolver = world.vpc.a1.tcp_server(80), world.vpc.a1.udp(53)
     connection, datagrams = tcp(world.internet, (EIP, 8888), backend), udp(world.internet, (EIP, 53), resolver)
     neighbour = tcp(world.internet, (EIP, 8889), backend)
-    gateway.verb("dnat-del", f"{EIP},8888,tcp")
+    gateway.cut("dnat-del", f"{EIP},8888,tcp")
     assert not gateway.flows(f"dst={EIP}", "dport=8888")
     assert connection.is_cut(control)
     datagrams.talk()
     neighbour.talk()
-    gateway.verb("dnat-del", f"{EIP},53,udp")
+    gateway.cut("dnat-del", f"{EIP},53,udp")
     assert not gateway.flows(f"dst={EIP}", "dport=53")
     assert datagrams.is_cut(control)
     neighbour.talk()
@@ -70,7 +70,7 @@ def test_floating_ip_del_cuts_both_directions(world: World, gateway: Gateway, co
         udp(world.vpc.a1, (INTERNET, 53), world.internet.udp(53)),
     ]
     assert len(through(gateway, EIP)) == len(flows)
-    gateway.verb("floating-ip-del", EIP)
+    gateway.cut("floating-ip-del", EIP)
     assert not through(gateway, EIP)
     inbound_tcp, inbound_udp, outbound_tcp, outbound_udp = flows
     assert all(flow.is_cut(control) for flow in (inbound_tcp, inbound_udp, outbound_tcp))
@@ -87,7 +87,7 @@ def test_snat_del_cuts_its_flows_and_no_others(world: World, gateway: Gateway, c
     web, resolver = world.internet.tcp_server(80), world.internet.udp(53)
     connection, datagrams = tcp(world.vpc.a1, (INTERNET, 80), web), udp(world.vpc.a1, (INTERNET, 53), resolver)
     neighbour = tcp(world.vpc.a2, (INTERNET, 80), web)
-    gateway.verb("snat-del", f"{EIP},10.0.1.0/24")
+    gateway.cut("snat-del", f"{EIP},10.0.1.0/24")
     assert not through(gateway, EIP)
     assert connection.is_cut(control)
     datagrams.back(b"answer to the EIP")
@@ -105,7 +105,7 @@ def test_eip_del_cuts_everything_that_used_it(world: World, gateway: Gateway, co
         tcp(world.vpc.a1, (INTERNET, 80), world.internet.tcp_server(80)),
         udp(world.vpc.a1, (INTERNET, 53), world.internet.udp(53)),
     ]
-    gateway.verb("eip-del", f"{EIP}/24")
+    gateway.cut("eip-del", f"{EIP}/24")
     assert not through(gateway, EIP)
     assert EIP not in gateway.net1_addresses()
     # Its rules stand, and may: but nobody finds the way to the address, once the router asks for it again.
@@ -120,8 +120,8 @@ def test_a_changed_dnat_moves_new_flows(world: World, gateway: Gateway, control:
     resolvers = world.vpc.a1.udp(53), world.vpc.a2.udp(54)
     connection = tcp(world.internet, (EIP, 8888), backends[0])
     client = udp(world.internet, (EIP, 53), resolvers[0]).near
-    gateway.verb("dnat-del", f"{EIP},8888,tcp", f"{EIP},53,udp")
-    gateway.verb("dnat-add", f"{EIP},8888,tcp,{A2},81", f"{EIP},53,udp,{A2},54")
+    gateway.cut("dnat-del", f"{EIP},8888,tcp", f"{EIP},53,udp")
+    gateway.cut("dnat-add", f"{EIP},8888,tcp,{A2},81", f"{EIP},53,udp,{A2},54")
     assert connection.is_cut(control)
     tcp(world.internet, (EIP, 8888), backends[1])
     # The client keeps its source port: for the kernel that is the same connection.
@@ -132,12 +132,12 @@ def test_a_changed_dnat_moves_new_flows(world: World, gateway: Gateway, control:
 def test_a_datagram_between_deletion_and_addition_pins_nothing(world: World, gateway: Gateway, control: Flow) -> None:
     gateway.verb("dnat-add", f"{EIP},53,udp,{A1},53")
     client = udp(world.internet, (EIP, 53), world.vpc.a1.udp(53)).near
-    gateway.verb("dnat-del", f"{EIP},53,udp")
+    gateway.cut("dnat-del", f"{EIP},53,udp")
     client.send(b"to nobody")
     with pytest.raises(ConnectionRefusedError):
         client.recv(64)
     assert gateway.flows(f"dst={EIP}", "dport=53")  # an entry, without translation
-    gateway.verb("dnat-add", f"{EIP},53,udp,{A2},54")
+    gateway.cut("dnat-add", f"{EIP},53,udp,{A2},54")
     udp_again(client, world.vpc.a2.udp(54))
 
 
@@ -150,7 +150,7 @@ def test_what_left_untranslated_is_translated_once_there_is_a_rule(
     for near, source in ((client, (A1, 4000)), (bystander, ("10.0.2.13", 4000))):
         near.connect((INTERNET, 53))
         assert source_of(near, server) == source
-    gateway.verb(*rule)
+    gateway.cut(*rule)
     assert not gateway.flows(f"src={A1}", f"dst={A1}")
     assert gateway.flows("src=10.0.2.13")  # no rule is for it
     assert udp_again(client, server).source[0] == EIP

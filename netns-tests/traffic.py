@@ -20,7 +20,7 @@ from typing import Any
 
 from netns import Namespace, run
 
-PATIENCE = 10.0  # seconds to wait for what must come, on a busy machine
+PATIENCE = 30.0  # seconds to wait for what must come, on a busy machine
 SILENCE = 0.2  # seconds without anything, after what came later has already arrived
 Address = tuple[str, int]
 
@@ -52,7 +52,7 @@ class Host(Namespace):
         return self.keep(opened)
 
     def keep(self, opened: socket.socket) -> socket.socket:
-        """Have ``close_sockets`` close this one, too; nothing on it takes longer than ten seconds."""
+        """Have ``close_sockets`` close this one, too; nothing on it waits longer than PATIENCE."""
         self._sockets.append(opened)
         opened.settimeout(PATIENCE)
         return opened
@@ -107,11 +107,14 @@ class Flow:
             self.far.sendto(token, self.source)
 
     def talk(self) -> None:
-        """Something new goes both ways; fails if it does not arrive within ten seconds."""
+        """Something new goes both ways, and nothing is on its way afterwards; fails if it does not arrive in time."""
         for send, end in ((self.forth, self.far), (self.back, self.near)):
             token = secrets.token_bytes(8)
             send(token)
             assert end.recv(64) == token
+        for end in (self.near, self.far):
+            if end.type == socket.SOCK_STREAM:  # an acknowledgement may be held back for 40 ms or more
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def is_cut(self, control: Flow) -> bool:
         """Whether nothing passes any more in either direction, while the control flow works."""

@@ -40,7 +40,10 @@ class Frame:
 
 
 class Capture:
-    """Frames of one EtherType that arrive at (or, for IP, also leave) an interface from now on."""
+    """Frames of one EtherType that arrive at an interface, or leave it, from now on.
+
+    One that leaves is here when the call that sent it returns; one that arrives went through queues of the kernel's.
+    """
 
     def __init__(self, host: Host, interface: str, ethertype: int = ETH_P_ARP) -> None:
         # Frames that leave are only shown to sockets that hear everything.
@@ -51,13 +54,13 @@ class Capture:
         self._socket.bind((interface, 0x0003))
 
     def next(self, patience: float = PATIENCE, wanted: Callable[[Frame], bool] = lambda frame: True) -> Frame | None:
-        """The next frame that is wanted; None if none comes in time."""
+        """The next frame that is wanted; None if none comes in time. What is there already is in time."""
         deadline = time.monotonic() + patience
-        while (left := deadline - time.monotonic()) > 0:
-            self._socket.settimeout(left)
+        while True:
+            self._socket.settimeout(max(0.0, deadline - time.monotonic()))
             try:
                 data, control, _, _ = self._socket.recvmsg(2048, 64)
-            except TimeoutError:
+            except (TimeoutError, BlockingIOError):
                 return None
             if data[12:14] == self._filter:
                 ((_, _, stamp),) = control
@@ -65,7 +68,6 @@ class Capture:
                 frame = Frame(seconds + nanoseconds / 1e9, data)
                 if wanted(frame):
                     return frame
-        return None
 
     @property
     def missed(self) -> int:

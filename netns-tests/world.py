@@ -32,11 +32,10 @@ from types import TracebackType
 from typing import Any
 
 import pytest
-from netns import Namespace, require, veth
-from traffic import Host
+from netns import Namespace, carried, require, veth
+from traffic import PATIENCE, Host
 
 SCRIPT = Path(__file__).parent.parent / "image/rootfs/kube-ovn/nat-gateway.sh"
-PATIENCE = 10.0  # seconds to wait for what must come, on a busy machine
 
 INTERNET = "203.0.113.2"
 ROUTER, RIVAL = "192.168.0.1", "192.168.0.99"
@@ -47,7 +46,7 @@ PROGRAMS = ("ip", "bash", "conntrack", "iptables-legacy-save", "iptables-nft-sav
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """For state that has no event to wait on: look again until it holds; fail after ten seconds, saying what lacks."""
+    """For state that has no event to wait on: look again until it holds; fail after PATIENCE, saying what lacks."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
@@ -176,7 +175,8 @@ class Gateway(Host):
 
     ``variant`` is the iptables variant; ``own`` the address of net1 as the CNI gives it (None: noDefaultEIP, net1
     has neither address nor default route); ``environment`` is added to every call; ``state_dir`` is kept by
-    whoever gave it; the gateway's own directories are made in ``place``.
+    whoever gave it; the gateway's own directories are made in ``place``. It has a lock of iptables' to itself, as a pod
+    has: it waits for nobody on this machine who holds the common one.
     """
 
     script: Path = SCRIPT
@@ -192,14 +192,15 @@ class Gateway(Host):
         state_dir: Path | None = None,
         place: Path | None = None,
     ) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="natgw-", dir=place))
+        self._lock = {"XTABLES_LOCKFILE": str(self._directory / "xtables.lock")}
         super().__init__("gw")
         self._world, self._vpc, self._own = world, vpc or world.vpc, own
         self.variant = variant
-        self._directory = Path(tempfile.mkdtemp(prefix="natgw-", dir=place))
         self.run_dir = self._directory / "run"
         self.state_dir = state_dir or self._directory / "state"
         self.env_file = self._directory / "nat-gateway.env"
-        self._settings = {
+        self._settings = self._lock | {
             "NATGW_RUN_DIR": str(self.run_dir),
             "NATGW_STATE_DIR": str(self.state_dir),
             "NATGW_ENV_FILE": str(self.env_file),
@@ -215,7 +216,8 @@ class Gateway(Host):
     def attach(self) -> None:
         """Plug eth0 and net1 in, as the CNI does before the first call."""
         world, vpc = self._world, self._vpc
-        set_sysctl(self, {"ipv4/ip_forward": 1})  # the pod's postStart hook
+        # The pod's postStart hook; and of what is refused everybody is told, however often that was lately.
+        set_sysctl(self, {"ipv4/ip_forward": 1, "ipv4/icmp_ratelimit": 0})
         veth(vpc.router, "gw", self, "eth0")
         vpc.router.ip("link set gw master br1")
         self.ip(f"link set eth0 address {vpc.LAN_MAC}", f"addr add {vpc.LAN_IP}/24 dev eth0")
@@ -225,6 +227,7 @@ class Gateway(Host):
             f"link set {name} netns {self.name} name net1",
         )
         self.ip("link set net1 up")
+        carried(self, "net1")
         if self._own:
             self.ip(f"addr add {self._own} dev net1", f"route add default via {ROUTER} dev net1")
         world.router.ip("neigh flush dev eth0")
@@ -233,17 +236,19 @@ class Gateway(Host):
     def remove(self) -> None:
         """End the daemon and whatever else runs here, unplug, delete; twice is once."""
         shutil.rmtree(self.run_dir, ignore_errors=True)  # first: no daemon is started again without it
-        for word in subprocess.run(
-            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
-        ).stdout.split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(word), signal.SIGKILL)
-        self.close_sockets()
-        # A deleted namespace lives on for a moment; what it is plugged into must not.
-        for where, name in ((self._vpc.router.name, "gw"), (self.name, "net1")):
-            subprocess.run(["ip", "-n", where, "link", "del", name], check=False, capture_output=True)
-        super().remove()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
+        try:
+            with contextlib.ExitStack() as ending:  # all are killed before the end of any is waited for
+                for word in listed.stdout.split():
+                    with contextlib.suppress(ProcessLookupError):
+                        ending.enter_context(ended(int(word)))
+        finally:
+            self.close_sockets()
+            # A deleted namespace lives on for a moment; what it is plugged into must not.
+            for where, name in ((self._vpc.router.name, "gw"), (self.name, "net1")):
+                subprocess.run(["ip", "-n", where, "link", "del", name], check=False, capture_output=True)
+            super().remove()
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     # --- the controller's side ----------------------------------------------------------------------------
 
@@ -259,8 +264,14 @@ class Gateway(Host):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=90,  # after 60 s the client gives up, and says why
             check=False,
+        )
+
+    def run(self, *argv: str, stdin: str | None = None, check: bool = True) -> str:
+        """As everywhere; iptables' lock is that of this gateway."""
+        return super().run(
+            "env", *(f"{name}={value}" for name, value in self._lock.items()), *argv, stdin=stdin, check=check
         )
 
     def verb(self, *words: str, **environment: str) -> str:
@@ -273,6 +284,17 @@ class Gateway(Host):
         if words[0] == "init" and not self._clean:
             self._clean = self.saved()
         return done.stdout
+
+    def cut(self, *words: str) -> None:
+        """A verb after which no connection stands that it makes stale.
+
+        That is so when it answers, but where the daemon took its two seconds for them (gateway/endings.py): then it
+        says itself when it is so.
+        """
+        began = time.monotonic()
+        self.verb(*words)
+        if time.monotonic() - began > 2:
+            wait_for(lambda: bool(self.status()["ready"]), "the end of stale connections")
 
     def reset(self) -> None:
         """Delete what verbs have added; afterwards the rules must be those that ``init`` left."""
@@ -353,6 +375,10 @@ class Gateway(Host):
         path = self.run_dir / "natgw.log"
         return path.read_text() if path.exists() else "(no log)"
 
+    def logged(self, text: str, times: int = 1) -> None:
+        """Wait until the text is in the log so often: its lines are written by a thread that nobody waits for."""
+        wait_for(lambda: self.log().count(text) >= times, f"{text!r} in the log, {times} times")
+
     @property
     def pid(self) -> int:
         return int((self.run_dir / "natgw.pid").read_text())
@@ -388,9 +414,17 @@ def parent(pid: int) -> int:
 
 def end(pid: int, number: int = signal.SIGKILL) -> None:
     """Send a process a signal that ends it, and wait for its end."""
+    with ended(pid, number):
+        pass
+
+
+@contextlib.contextmanager
+def ended(pid: int, number: int = signal.SIGKILL) -> Iterator[None]:
+    """Send a process a signal that ends it; it has ended when this is left."""
     descriptor = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(descriptor, number)
+        yield
         readable, _, _ = select.select([descriptor], [], [], PATIENCE)
         assert readable, f"process {pid} did not end on signal {number}"
     finally:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import traffic
-from world import OWN, ROUTER, Gateway, World
+from world import OWN, ROUTER, Gateway, World, wait_for
 
 from replay.model import DEVICES, Model, Seen, read_routes, read_rules
 from replay.script import Line, Release, Step
@@ -161,8 +161,8 @@ class Player:
         if differences := self._model.differences(seen):
             raise Mismatch("\n".join([*differences, "", *seen.rules, *seen.addresses, *seen.routes, seen.maps]))
         # Only a running daemon answers; before the first call none runs.
-        if self.calls and not self.gateway.status()["ready"]:
-            raise Mismatch(f"not ready: {self.gateway.status()}")
+        if self.calls:
+            wait_for(lambda: bool(self.gateway.status()["ready"]), "the gateway to be ready")
 
     def _send(self, text: str) -> None:
         client, destination, *expected = text.split(" ")

@@ -49,12 +49,12 @@ from gateway.kernel.shaper import KernelShaper
 from gateway.kernel.surroundings import KernelSurroundings
 from gateway.kernel.tcstats import shaped
 from gateway.kernel.variant import choose, iptables_version
-from gateway.ports import Firewall, Refused, Variant
-from gateway.remembered import EvidentFirewall, Memories, RememberedFirewall
+from gateway.ports import Firewall, Joint, Refused, Variant
+from gateway.remembered import Memories, RememberedFirewall
 from gateway.service import Service
 from gateway.store import Store
 from gateway.transaction import Kernel
-from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
+from gateway.watch import Watch, WatchedFirewall, WatchedJoint, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
 from rules.desired import Facts
 from rules.inputguard import guard_chain
 from rules.spec import Interfaces
@@ -134,10 +134,8 @@ def _only_one(run_dir: Path) -> TextIO:
 
 def real_kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
     """The drivers; for the writer's thread, in whose network namespace they open their sockets."""
-    generation = Generation()
-    firewall = RememberedFirewall(_firewall(settings, generation))
-    links, shaper, maps = KernelLinks(), KernelShaper(), KernelMaps(firewall.variant, generation)
-    nft = KernelNft(generation)
+    firewall, maps, joint = _netfilter(settings, generation := Generation())
+    links, shaper, nft = KernelLinks(), KernelShaper(), KernelNft(generation)
     watch = Watch(evidence(firewall.variant, events))
     kernel = Kernel(
         WatchedFirewall(firewall, watch),
@@ -147,14 +145,15 @@ def real_kernel(settings: Settings, events: Events) -> tuple[Kernel, Watch]:
         WatchedShaper(shaper, watch),
         firewall6=_firewall6(settings, firewall.variant),
         maps=WatchedMaps(maps, watch),
+        joint=WatchedJoint(joint, watch) if joint else None,
         tables6=("mangle",),
         memory=Memories(firewall, (links, shaper, maps, nft)),
     )
     return replace(kernel, around=KernelSurroundings(firewall.variant)), watch
 
 
-def _firewall(settings: Settings, generation: Generation) -> EvidentFirewall:
-    """The driver of the variant chosen; only that one is loaded.
+def _netfilter(settings: Settings, generation: Generation) -> tuple[RememberedFirewall, KernelMaps, Joint | None]:
+    """The drivers of the variant chosen; only that one is loaded.
 
     It is loaded here, before any thread runs: Python before 3.11.4 can deadlock when two threads import at once,
     and the HTTP face is imported by one while the writer already works.
@@ -162,10 +161,13 @@ def _firewall(settings: Settings, generation: Generation) -> EvidentFirewall:
     if choose(settings.iptables) == "legacy":
         from gateway.kernel.legacy import LegacyFirewall  # noqa: PLC0415
 
-        return LegacyFirewall()
+        return RememberedFirewall(LegacyFirewall()), KernelMaps("legacy", generation), None
+    from gateway.kernel.joint import KernelJoint  # noqa: PLC0415
     from gateway.kernel.nft_variant import NftVariantFirewall  # noqa: PLC0415
 
-    return NftVariantFirewall(generation)
+    driver = NftVariantFirewall(generation)
+    firewall, maps = RememberedFirewall(driver), KernelMaps("nft", generation)
+    return firewall, maps, KernelJoint(driver, firewall, maps)
 
 
 def _firewall6(settings: Settings, variant: Variant) -> Firewall | None:

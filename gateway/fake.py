@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
-from gateway.ports import Hop, LinksReading, MapsReading, Moved, Refused, Variant
+from gateway.ports import Hop, LinksReading, MapsReading, Moved, Refused, Remembering, Variant
 from gateway.watch import Domain, Evidence
 from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, apply_map_edits, switched
 from rules.entries import Entries
 from rules.flows import Flow, FlowFilter
-from rules.maps import MapEdit, MapTable
+from rules.maps import AddEntry, DropEntry, MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import BUILTIN, FAMILIES, ChainEdit, ChainRef, Family, Rules, Ruleset
 from rules.state import (
@@ -69,6 +69,8 @@ class FakeKernel:
     no_maps: str = "this kernel was made without"
     """Why it can have no maps ahead of the chains; empty: it can."""
     tc: Objects = field(default_factory=dict)
+    at_once: bool = False
+    """Whether one transaction can be about chains and maps, as in the nft variant of iptables."""
     faults: Fault | None = None
     unreadable: bool = False
     """Reading the chains is refused."""
@@ -292,6 +294,32 @@ class FakeMaps:
             self.kernel.maps = apply_map_edits(self.kernel.maps, edits)
         except Rejected as error:
             raise Refused(step, str(error), retryable=False) from error
+
+
+@dataclass
+class FakeJoint:
+    """``Joint`` over a FakeKernel, for rules and entries."""
+
+    kernel: FakeKernel
+    remembered: Remembering
+
+    def commit(self, table: str, chains: Sequence[ChainEdit], maps: Sequence[MapEdit]) -> bool:
+        if not all(isinstance(edit, AddEntry | DropEntry) for edit in maps):
+            return False
+
+        def both(standing: Mapping[ChainRef, Rules], evidence: Hashable) -> bool:
+            step = f"edit tables {table} and natgw"
+            self.kernel.step(step)
+            if FakeFirewall(self.kernel).evidence(table) != evidence:
+                raise Moved(table)
+            try:
+                made = apply_edits(table, self.kernel.chains, chains), apply_map_edits(self.kernel.maps, maps)
+            except Rejected as error:
+                raise Refused(step, str(error), retryable=False) from error
+            self.kernel.chains, self.kernel.maps = made
+            return True
+
+        return self.remembered.edit_by(table, chains, both)
 
 
 @dataclass

@@ -6,14 +6,14 @@ refuses raises ``Refused`` and leaves that step undone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 from rules.flows import Flow, FlowFilter
 from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
-from rules.ruleset import ChainEdit, Ruleset
+from rules.ruleset import ChainEdit, ChainRef, Rules, Ruleset
 from rules.state import AddressKey, LinkState, LinkStep, PolicyRule, RouteEntry, RouteKey
 from rules.surroundings import Surroundings
 from rules.tc import Objects, TcStep
@@ -179,6 +179,29 @@ class Maps(Protocol):
 
     def share(self, table: MapTable) -> None:
         """Keep the very objects of a table that equals the one that stands, so that they are compared at once."""
+        ...
+
+
+class Joint(Protocol):
+    """Chains and maps at once, where both are nf_tables."""
+
+    def commit(self, table: str, chains: Sequence[ChainEdit], maps: Sequence[MapEdit]) -> bool:
+        """Commit the edits of one IPv4 table and those of the maps as one transaction.
+
+        False, and nothing has changed, where that cannot be. Raises Refused (Moved), and nothing has changed either.
+        """
+        ...
+
+
+Committing = Callable[[Mapping[ChainRef, Rules], Hashable], bool]
+"""Commits edits of a table with these chains if this evidence of them holds, else raises Moved; whether it did."""
+
+
+class Remembering(Protocol):
+    """Who knows the chains and the evidence that they stand (``gateway.remembered``); a ``Joint`` has need of it."""
+
+    def edit_by(self, table: str, edits: Sequence[ChainEdit], commit: Committing) -> bool:
+        """Have the edits done by ``commit``; False, and nothing has changed, if it did not or too little is known."""
         ...
 
 

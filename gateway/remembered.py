@@ -17,7 +17,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from gateway.ports import Firewall, Variant
+from gateway.ports import Committing, Firewall, Variant
 from rules.ruleset import (
     AnyRule,
     ChainEdit,
@@ -118,6 +118,22 @@ class RememberedFirewall:
         evidence = self._driver.edit_if(table, known.chains, edits, known.evidence)
         # Without evidence it is what to expect of the next reading, no more.
         self._known[table] = _Known(evidence, edited(known.chains, edits))
+
+    def edit_by(self, table: str, edits: Sequence[ChainEdit], commit: Committing) -> bool:
+        """``edit``, but that ``commit`` does it; False, and nothing has changed, if that or what is known does not do.
+
+        Raises Refused (Moved), and nothing has changed then, either.
+        """
+        known = self._known.get(table)
+        if known is None or known.evidence is None:
+            return False
+        del self._known[table]
+        if not commit(known.chains, known.evidence):
+            self._known[table] = known
+            return False
+        evidence = self._driver.evidence(table)
+        self._known[table] = _Known(evidence if evidence == known.evidence else None, edited(known.chains, edits))
+        return True
 
 
 class Forgetful(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from gateway.ports import Around, Firewall, Flows, Links, LinksReading, Maps, Moved, Nft, Refused, Shaper
+from gateway.ports import Around, Firewall, Flows, Joint, Links, LinksReading, Maps, Moved, Nft, Refused, Shaper
 from rules.appliance import Spec, desired
 from rules.delta import delta, touched_tables, touches_links, touches_maps, touches_nft, touches_tc, undo
 from rules.desired import Facts
@@ -66,6 +66,8 @@ class Kernel:
     firewall6: Firewall | None = None
     maps: Maps | None = None
     """The maps ahead of the chains."""
+    joint: Joint | None = None
+    """Both at once, where one transaction can be about both."""
     around: Around | None = None
     tables: tuple[str, ...] = TABLES
     tables6: tuple[str, ...] = ()
@@ -214,13 +216,19 @@ def _commit(kernel: Kernel, todo: Plan) -> None:
     """Carry the steps out in order; neighbouring steps of one port go as one batch."""
     batch: list[LinkStep] = []
     limits: list[TcStep] = []
-    for step in todo.steps:
+    joined = None
+    for step, following in zip(todo.steps, (*todo.steps[1:], None), strict=True):
+        if step is joined:
+            continue
         if not isinstance(step, LinkStep):
             _flush(kernel, batch)
         if not isinstance(step, TcStep):
             _shape(kernel, limits)
         if isinstance(step, EditTable):
-            _firewall(kernel, step.family).edit(step.table, step.edits)
+            if _at_once(kernel, step, following):
+                joined = following
+            else:
+                _firewall(kernel, step.family).edit(step.table, step.edits)
         elif isinstance(step, EditNft):
             _driver(kernel.nft, step).commit(step.commands)
         elif isinstance(step, EditMaps):
@@ -231,6 +239,13 @@ def _commit(kernel: Kernel, todo: Plan) -> None:
             batch.append(step)
     _flush(kernel, batch)
     _shape(kernel, limits)
+
+
+def _at_once(kernel: Kernel, step: EditTable, following: object) -> bool:
+    """Whether the table's edits, and the maps' that follow, were committed as one; else nothing has happened."""
+    if kernel.joint is None or step.family != 4 or not isinstance(following, EditMaps):
+        return False
+    return kernel.joint.commit(step.table, step.edits, following.edits)
 
 
 def _firewall(kernel: Kernel, family: Family) -> Firewall:

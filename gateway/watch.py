@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from gateway.ports import Firewall, Links, LinksReading, Maps, MapsReading, Nft, Shaper, Variant
+from gateway.ports import Firewall, Joint, Links, LinksReading, Maps, MapsReading, Nft, Shaper, Variant
 from rules.maps import MapEdit, MapTable
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import ChainEdit, Ruleset
@@ -148,6 +148,18 @@ class WatchedMaps:
 
     def share(self, table: MapTable) -> None:
         self.port.share(table)
+
+
+@dataclass(frozen=True)
+class WatchedJoint:
+    """``Joint`` whose transactions are known as our own; what it wrote is read through the other ports."""
+
+    port: Joint
+    watch: Watch
+
+    def commit(self, table: str, chains: Sequence[ChainEdit], maps: Sequence[MapEdit]) -> bool:
+        with self.watch.writing("chains"):
+            return self.port.commit(table, chains, maps)
 
 
 @dataclass(frozen=True)

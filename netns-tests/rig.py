@@ -13,9 +13,10 @@ from api.main import real_kernel
 from api.settings import Settings
 from gateway import transaction
 from gateway.kernel.evidence import Events
-from gateway.ports import Variant
+from gateway.ports import Joint, Variant
 from gateway.transaction import Kernel
 from gateway.watch import Watch
+from rules.maps import MapEdit
 from rules.ruleset import ChainEdit, Ruleset
 from rules.state import Actual
 from rules.tc import Link, TableKey
@@ -53,6 +54,16 @@ class _Firewall:
     def edit(self, table: str, edits: Sequence[ChainEdit]) -> None:
         self.wire(f"edit table {table}")
         self.port.edit(table, edits)
+
+
+@dataclass(frozen=True)
+class _Joint:
+    port: Joint
+    wire: Tripwire
+
+    def commit(self, table: str, chains: Sequence[ChainEdit], maps: Sequence[MapEdit]) -> bool:
+        self.wire(f"edit table {table} and maps")
+        return self.port.commit(table, chains, maps)
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,7 @@ def rig(netns: Namespace, variant: str) -> Iterator[Rig]:
             nft=_Committed(plain.nft, wire),
             shaper=_Committed(plain.shaper, wire, single=True),
             maps=_Maps(plain.maps, wire),
+            joint=_Joint(plain.joint, wire) if plain.joint else None,
         )
         made = Rig(netns, kernel, watch, wire)
         made.plug()

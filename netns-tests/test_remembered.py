@@ -12,12 +12,12 @@ import pytest
 from netns import Namespace, require, veth
 
 from gateway.kernel import restore, subscription
-from gateway.kernel.generation import NETLINK_NETFILTER, NFGENMSG, Generation
+from gateway.kernel.generation import Generation
 from gateway.kernel.legacy import LegacyFirewall
 from gateway.kernel.links import KernelLinks
-from gateway.kernel.netlink import Message, Netlink, attribute, attributes
+from gateway.kernel.netlink import Message, Netlink, attributes
+from gateway.kernel.nft_messages import GETRULE, NETLINK_NETFILTER, NFGENMSG, RULE_EXPRESSIONS, in_chain
 from gateway.kernel.nft_rules import expressions
-from gateway.kernel.nft_tables import GETRULE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_TABLE
 from gateway.kernel.nft_variant import NftVariantFirewall
 from gateway.ports import Moved, Refused
 from gateway.remembered import EvidentFirewall, RememberedFirewall
@@ -139,6 +139,21 @@ def test_a_chain_is_written_anew_without_the_tool(
         firewall.edit("nat", [ReplaceRules(CHAIN, rules(*range(1, 700)))])
 
 
+@VARIANTS
+def test_a_rule_for_the_tool_at_the_end_of_a_new_chain_leaves_all_to_it(variant: str, namespace: Namespace) -> None:
+    counted = Counted(driver(variant))
+    firewall = RememberedFirewall(counted)  # type: ignore[arg-type]
+    other = ChainRef("nat", "SHARED_SNAT")
+    firewall.edit("nat", [NewChain(CHAIN), NewChain(other)])
+    firewall.read(["nat"])
+    counted.reads = 0
+    wanted = (*rules(*range(1, 701)), FOREIGN)
+    firewall.edit("nat", [InsertRule(other, 0, SHAPES[0]), ReplaceRules(CHAIN, wanted)])
+    for chains in (firewall.read(["nat"]).chains, driver(variant).read(["nat"]).chains):
+        assert (chains[other], chains[CHAIN]) == (SHAPES[:1], wanted)
+    assert counted.reads == 0
+
+
 def test_others_wait_while_the_tool_works_and_are_noticed(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,10 +253,7 @@ SHAPES = tuple(
 
 def raw(ref: ChainRef) -> list[bytes]:
     """The expressions of a chain's rules, as the kernel has them."""
-    asked = (
-        NFGENMSG + attribute(RULE_TABLE, f"{ref.table}\0".encode()) + attribute(RULE_CHAIN, f"{ref.chain}\0".encode())
-    )
-    found = Netlink(NETLINK_NETFILTER).dump(Message(GETRULE, 0, asked))
+    found = Netlink(NETLINK_NETFILTER).dump(Message(GETRULE, 0, in_chain(ref.table, ref.chain)))
     return [bytes(attributes(said, len(NFGENMSG))[RULE_EXPRESSIONS]) for said in found]
 
 

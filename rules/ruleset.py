@@ -223,7 +223,6 @@ class ReplaceRules:
 
 ChainEdit = NewChain | DeleteChain | InsertRule | DeleteRule | ReplaceRules
 
-BUILTIN = {
-    "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
-    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
-}
+HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+"""The built-in chains in the order of the kernel's numbers for their hooks (linux/netfilter.h: NF_INET_*)."""
+BUILTIN = {"nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"), "mangle": HOOKS}

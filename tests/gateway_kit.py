@@ -9,13 +9,23 @@ from pathlib import Path
 
 from gateway.arp.conflict import Conflict
 from gateway.drift import Drift, Policy
-from gateway.fake import FakeFirewall, FakeFlows, FakeKernel, FakeLinks, FakeMaps, FakeNft, FakeShaper, evidence
+from gateway.fake import (
+    FakeFirewall,
+    FakeFlows,
+    FakeJoint,
+    FakeKernel,
+    FakeLinks,
+    FakeMaps,
+    FakeNft,
+    FakeShaper,
+    evidence,
+)
 from gateway.journal import Journal
 from gateway.remembered import RememberedFirewall
 from gateway.service import Service
 from gateway.store import JOURNAL_ABOVE, Store
 from gateway.transaction import Kernel
-from gateway.watch import Watch, WatchedFirewall, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
+from gateway.watch import Watch, WatchedFirewall, WatchedJoint, WatchedLinks, WatchedMaps, WatchedNft, WatchedShaper
 from rules.desired import ArpPolicy, Facts
 from rules.spec import GatewaySpec, Interfaces
 
@@ -109,7 +119,8 @@ def ports(kernel: FakeKernel) -> Kernel:
     """The fake kernel behind the ports of a transaction."""
     firewall = RememberedFirewall(FakeFirewall(kernel))
     rest = FakeLinks(kernel), FakeFlows(kernel), FakeNft(kernel), FakeShaper(kernel)
-    return Kernel(firewall, *rest, maps=None if kernel.no_maps else FakeMaps(kernel), memory=firewall)
+    joint = FakeJoint(kernel, firewall) if kernel.at_once else None
+    return Kernel(firewall, *rest, maps=None if kernel.no_maps else FakeMaps(kernel), memory=firewall, joint=joint)
 
 
 def watched(kernel: FakeKernel, watch: Watch) -> Kernel:
@@ -122,6 +133,7 @@ def watched(kernel: FakeKernel, watch: Watch) -> Kernel:
         WatchedNft(FakeNft(kernel), watch),
         WatchedShaper(FakeShaper(kernel), watch),
         maps=WatchedMaps(plain.maps, watch) if plain.maps else None,
+        joint=WatchedJoint(plain.joint, watch) if plain.joint else None,
         memory=plain.memory,
     )
 

@@ -9,9 +9,12 @@ import pytest
 from gateway import transaction
 from gateway.fake import FakeKernel
 from gateway.ports import Refused
+from rules import fastpath
 from rules.desired import Facts
+from rules.iptables import parse_rule
 from rules.nat import ARP_GUARD, EXCLUSIVE_DNAT
-from rules.spec import Eip, GatewaySpec
+from rules.ruleset import ChainRef
+from rules.spec import Dnat, Eip, GatewaySpec, Snat
 from rules.state import AddressKey, RouteEntry, RouteKey
 from tests.gateway_kit import example, ports
 
@@ -117,6 +120,65 @@ def test_a_refusal_while_removing_leaves_the_kernel_as_it_was(kernel: FakeKernel
         with pytest.raises(Refused):
             transaction.apply(ports(kernel), GatewaySpec(), AUTO)
         assert transaction.read(ports(kernel)) == before, f"step {n}"
+
+
+@pytest.fixture
+def pod() -> FakeKernel:
+    """A gateway whose chains and maps can be changed at once."""
+    made = FakeKernel.gateway_pod()
+    made.no_maps, made.at_once = "", True
+    transaction.apply(ports(made), example(), AUTO)
+    return made
+
+
+ANOTHER = Dnat(eip="192.168.0.10", external_port=8081, protocol="tcp", internal_ip="10.0.1.11", internal_port=80)
+ONE_MORE = example().model_copy(update={"dnats": example().dnats.put(ANOTHER)})
+
+
+def test_chains_and_maps_change_in_one_step_where_one_can_be_about_both(pod: FakeKernel) -> None:
+    steps: list[str] = []
+    pod.faults = steps.append
+    for spec in (ONE_MORE, example()):
+        assert transaction.apply(ports(pod), spec, AUTO).actual.maps == pod.maps == fastpath.table(spec)
+        assert not transaction.plan(spec, AUTO, transaction.read(ports(pod)))
+    assert steps == ["edit tables nat and natgw"] * 2
+    pod.at_once = False
+    transaction.apply(ports(pod), ONE_MORE, AUTO)
+    assert steps[2:] == ["edit table nat", "edit table ip natgw"]
+
+
+def test_what_one_step_cannot_do_two_do(pod: FakeKernel) -> None:
+    """A source translation of another prefix length has a map of its own."""
+    longer = example().model_copy(
+        update={"snats": example().snats.put(Snat(eip="192.168.0.10", internal_cidr="10.0.9.0/27"))}
+    )
+    steps: list[str] = []
+    pod.faults = steps.append
+    transaction.apply(ports(pod), longer, AUTO)
+    assert steps == ["edit table nat", "edit table ip natgw"]
+    assert pod.maps == fastpath.table(longer)
+
+
+def test_a_refusal_of_both_at_once_leaves_both_as_they_were(pod: FakeKernel) -> None:
+    before = state_of(pod)
+    pod.faults = FailAt(1)
+    with pytest.raises(Refused, match="No space left on device"):
+        transaction.apply(ports(pod), ONE_MORE, AUTO)
+    assert state_of(pod) == before
+
+
+def test_what_others_write_right_before_both_is_seen_and_stays(pod: FakeKernel) -> None:
+    theirs = parse_rule("-p icmp -j ACCEPT")
+    chain = ChainRef("nat", "POSTROUTING")
+
+    def write(_: str) -> None:
+        if theirs not in pod.chains[chain]:
+            pod.chains[chain] = (*pod.chains[chain], theirs)
+
+    pod.faults = write
+    transaction.apply(ports(pod), ONE_MORE, AUTO)
+    assert pod.chains[chain][-1] == theirs
+    assert not transaction.plan(ONE_MORE, AUTO, transaction.read(ports(pod)))
 
 
 def test_any_other_exception_reverts_too() -> None:

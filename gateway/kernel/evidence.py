@@ -7,15 +7,16 @@ the same size is found by the next full comparison only (linux/netfilter_ipv4/ip
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 import socket
 import struct
 import threading
 from collections.abc import Hashable, Mapping
 
-from gateway.kernel.netlink import Message, Netlink, attributes
+from gateway.kernel import generation
+from gateway.kernel.netlink import Netlink
+from gateway.kernel.nft_messages import NETLINK_NETFILTER
+from gateway.kernel.xtables import info, open_socket
 from gateway.ports import Variant
 from gateway.watch import Domain, Evidence
 
@@ -29,15 +30,7 @@ _GROUPS = (_LINK, _TC, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ROUTE, _IPV
 _TC_MESSAGES = range(36, 55)  # RTM_NEWQDISC to RTM_GETACTION
 _AF_BRIDGE = 7
 
-_NETLINK_NETFILTER = 12
-_GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN
-_NFGENMSG = bytes((socket.AF_INET, 0, 0, 0))
-_NFTA_GEN_ID = 1
-_NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT)
 _SPARED = 240  # questions
-
-_IPT_SO_GET_INFO = 64
-_IPT_GETINFO = struct.Struct("=32s13I")  # name, valid hooks, 5 hook entries, 5 underflows, number of entries, size
 
 
 class Events:
@@ -114,21 +107,17 @@ class _Generation:
     """
 
     def __init__(self) -> None:
-        self._netlink = Netlink(_NETLINK_NETFILTER)
+        self._netlink = Netlink(NETLINK_NETFILTER)
         self._spared = 0
 
     def __call__(self) -> int | None:
         if self._spared:
             self._spared -= 1
             return None
-        try:
-            (answer,) = self._netlink.ask(Message(_GETGEN, 0, _NFGENMSG))
-        except OSError as error:
-            if error.errno not in _NO_NFTABLES:
-                raise
+        number = generation.last(self._netlink)
+        if number is None:
             self._spared = _SPARED
-            return None
-        return int.from_bytes(attributes(answer, len(_NFGENMSG))[_NFTA_GEN_ID], "big")
+        return number
 
 
 class _LegacySizes:
@@ -136,27 +125,15 @@ class _LegacySizes:
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
-        self._libc = ctypes.CDLL(None, use_errno=True)
 
     def __call__(self) -> Hashable:
         if self._socket is None:  # of the namespace of the thread that asks
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
-        return tuple(self._info(table) for table in (b"mangle", b"nat"))
-
-    def _info(self, table: bytes) -> bytes:
-        assert self._socket is not None
-        said = ctypes.create_string_buffer(_IPT_GETINFO.pack(table, *[0] * 13), _IPT_GETINFO.size)
-        size = ctypes.c_uint32(_IPT_GETINFO.size)
-        # socket.getsockopt gives the kernel no value to read the table's name from.
-        arguments = (self._socket.fileno(), socket.SOL_IP, _IPT_SO_GET_INFO, said, ctypes.byref(size))
-        if self._libc.getsockopt(*arguments):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return said.raw
+            self._socket = open_socket()
+        return tuple(info(self._socket, table) for table in ("mangle", "nat"))
 
 
 def evidence(variant: Variant, events: Events) -> Mapping[Domain, Evidence]:
     """What to watch of a namespace whose iptables are of this variant; for the writer's thread."""
-    generation = _Generation()
-    chains: Evidence = generation if variant == "nft" else _LegacySizes()
-    return {"chains": chains, "links": events.links, "maps": generation, "nft": generation, "tc": events.tc}
+    nft = _Generation()
+    chains: Evidence = nft if variant == "nft" else _LegacySizes()
+    return {"chains": chains, "links": events.links, "maps": nft, "nft": nft, "tc": events.tc}

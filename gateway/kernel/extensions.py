@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -36,6 +37,11 @@ _CT_STATE, _CT_ORIGDST, _STATE_DNAT, _ESTABLISHED_OR_RELATED = 0x1, 0x8, 0x80, 0
 _CT_ADDRESS_AT, _CT_FLAGS_AT, _CT_SIZE = 32, 146, 168
 """``struct xt_conntrack_mtinfo3``: four addresses with masks, times, ports, flags, state, more ports."""
 _NAT_PORT_AT = 36
+
+PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+"""Those whose ports are spoken of. Of SCTP's iptables-nft has no expressions but its own extension; it does not read
+others back."""
+PROTOCOL_NAMES: Mapping[int, str] = {number: name for name, number in PROTOCOLS.items()}
 
 
 class Extension(NamedTuple):

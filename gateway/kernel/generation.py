@@ -7,20 +7,26 @@ The kernel counts the transactions of a network namespace, whichever table they 
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gateway.kernel.netlink import Message, Netlink, attributes
+from gateway.kernel.nft_messages import GEN_ID, GETGEN, NETLINK_NETFILTER, NFGENMSG
 from gateway.ports import Refused
 
-NETLINK_NETFILTER = 12
-NFNL_SUBSYS_NFTABLES = 10 << 8
-NFGENMSG = bytes((socket.AF_INET, 0, 0, 0))  # family, version, resource id
-_GETGEN = NFNL_SUBSYS_NFTABLES | 16
-_NFTA_GEN_ID = 1
 # What a kernel without nftables answers to a question about them, and one without netfilter's sockets at all.
 _NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT)
+
+
+def last(netlink: Netlink) -> int | None:
+    """The number of the last transaction; None where the kernel has no nftables. Raises OSError."""
+    try:
+        (answer,) = netlink.ask(Message(GETGEN, 0, NFGENMSG))
+    except OSError as error:
+        if error.errno not in _NO_NFTABLES:
+            raise
+        return None
+    return int.from_bytes(attributes(answer, len(NFGENMSG))[GEN_ID], "big")
 
 
 class Generation:
@@ -40,14 +46,12 @@ class Generation:
         if self._absent:  # asking again would have the kernel look for its module again
             return None
         try:
-            (answer,) = self._netlink.ask(Message(_GETGEN, 0, NFGENMSG))
+            number = last(self._netlink)
         except OSError as error:
-            if error.errno not in _NO_NFTABLES:
-                words = error.strerror or str(error)
-                raise Refused("ask for the nftables generation", words, retryable=True) from error
-            self._absent = True
-            return None
-        return int.from_bytes(attributes(answer, len(NFGENMSG))[_NFTA_GEN_ID], "big")
+            words = error.strerror or str(error)
+            raise Refused("ask for the nftables generation", words, retryable=True) from error
+        self._absent = number is None
+        return number
 
     def others(self) -> int | None:
         """A number that changes with every transaction of somebody else; None where there are no nftables."""

@@ -14,7 +14,17 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from ipaddress import IPv4Network
 
-from gateway.kernel.extensions import Extension, acted, action, in_order, printable_match, tracked, tracking
+from gateway.kernel.extensions import (
+    PROTOCOL_NAMES,
+    PROTOCOLS,
+    Extension,
+    acted,
+    action,
+    in_order,
+    printable_match,
+    tracked,
+    tracking,
+)
 from rules.iptables import PORT_MAX
 from rules.ruleset import (
     AnyRule,
@@ -43,7 +53,6 @@ _HEADER = _IP.size + _AFTER_IP.size
 _OFFSETS, _OFFSETS_AT = struct.Struct("=HH"), _IP.size + 4  # of the target, and the length
 _EXTENSION = struct.Struct("=H29sB")  # size, name, revision
 _GOTO = 2  # a flag of the header
-_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 _RETURN, _DROP = -5, -1
 _MANY = 1 << 13
 
@@ -74,7 +83,7 @@ def _about(match: Match) -> Match | str | None:
     """What the header says of a match; None where that cannot be written."""
     match match:
         case DestinationPort(protocol, _):
-            return protocol if protocol in _PROTOCOLS else None
+            return protocol if protocol in PROTOCOLS else None
         case Protocol("icmp"):
             return match
         case Protocol():
@@ -100,7 +109,7 @@ def _ip(about: tuple[Match | str, ...], goto: bool) -> bytes | None:
             case Protocol():
                 protocol = socket.IPPROTO_ICMP
             case str():
-                protocol = _PROTOCOLS[one]
+                protocol = PROTOCOLS[one]
             case _:
                 return None
     none = (b"", b"")
@@ -235,7 +244,8 @@ def _header_of(raw: bytes) -> _Header | None:
     about: list[Match | str] = [*prefixes, *interfaces]
     if protocol == socket.IPPROTO_ICMP:
         about.append(Protocol("icmp"))
-    about += [name for name, number in _PROTOCOLS.items() if number == protocol]
+    if protocol in PROTOCOL_NAMES:
+        about.append(PROTOCOL_NAMES[protocol])
     goto = bool(flags & _GOTO)
     return (prefixes, interfaces, protocol, goto) if _ip(tuple(about), goto) == raw else None
 
@@ -248,7 +258,7 @@ def _prefix(address: bytes, mask: bytes) -> str:
 def _matches_of(protocol: int, raw: bytes) -> tuple[Match, ...] | None:
     found: list[Match] = [Protocol("icmp")] if protocol == socket.IPPROTO_ICMP else []
     for name, data in _listed(raw):
-        if name in _PROTOCOLS and _PROTOCOLS[name] == protocol:
+        if PROTOCOL_NAMES.get(protocol) == name:
             found.append(DestinationPort(name, int(struct.unpack_from("=4xH", data.ljust(6, b"\0"))[0])))
         elif name == "mark":
             found.append(Mark(*struct.unpack_from("=II", data.ljust(8, b"\0"))))
@@ -257,7 +267,7 @@ def _matches_of(protocol: int, raw: bytes) -> tuple[Match, ...] | None:
         else:
             return None
     ported = any(isinstance(match, DestinationPort) for match in found)
-    if ported != (protocol in _PROTOCOLS.values()) or not in_order(tuple(map(type, found))):
+    if ported != (protocol in PROTOCOL_NAMES) or not in_order(tuple(map(type, found))):
         return None
     return tuple(found) if _extensions(Rule(tuple(found), Return())) == raw else None
 

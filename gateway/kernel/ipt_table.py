@@ -14,7 +14,6 @@ from gateway.kernel.ipt_entries import content, heading, offsets, rule
 from gateway.kernel.xtables import Info
 from rules.ruleset import BUILTIN, AnyRule, ChainRef, Return, Rule, Rules
 
-_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 _HEAD = 176
 """Bytes of an entry with the target ERROR, which has a name of 32."""
 _LAST = "ERROR"
@@ -30,8 +29,8 @@ class Found(NamedTuple):
 
 def parsed(table: str, info: Info, raw: bytes) -> Found | None:
     """What the table holds; None where something in it is not of our vocabulary, or not laid out so."""
-    begins = {begin: _HOOKS[hook] for hook, (begin, _) in info.hooks.items()}
-    policies = {policy for _, policy in info.hooks.values()}
+    begins = {begin: name for name, (begin, _) in info.builtin.items()}
+    policies = {policy for _, policy in info.builtin.values()}
     entries = list(_entries(raw))
     named = {at + _HEAD: name for at, target_at, length in entries if (name := _heading(raw, at, target_at, length))}
     found: dict[str, list[AnyRule]] = {}

@@ -70,8 +70,9 @@ class LegacyFirewall:
 
         Refused is retryable if somebody held the xtables lock all the time, or changed the table in spite of it.
         """
-        if _few(edits):
-            self._edit_in_process(table, edits, None)
+        others = _others(edits)
+        if _few(others):
+            self._edit_in_process(table, edits, others, None)
         else:
             restore.edit(self.variant, table, edits)
 
@@ -83,17 +84,21 @@ class LegacyFirewall:
     def edit_if(self, table: str, standing: Chains, edits: Sequence[ChainEdit], evidence: Hashable) -> Hashable | None:
         """``edit``, if the evidence holds; see ``gateway.remembered``."""
         expected = _Expected(evidence, standing, _entries(standing, edits))
-        if _few(edits, max(FEW_RULES, sum(map(len, standing.values())) // A_FEW_OF)):
-            return self._edit_in_process(table, edits, expected)
+        others = _others(edits)
+        if _few(others, max(FEW_RULES, sum(map(len, standing.values())) // A_FEW_OF)):
+            return self._edit_in_process(table, edits, others, expected)
         with self._expecting(table, f"edit table {table}", expected) as behind:
             # We have the lock that the tool would wait for: it gets another one.
             restore.edit(self.variant, table, edits, lock=self._lock.spare())
         return behind()
 
-    def _edit_in_process(self, table: str, edits: Sequence[ChainEdit], expected: _Expected | None) -> Hashable | None:
+    def _edit_in_process(
+        self, table: str, edits: Sequence[ChainEdit], others: Sequence[Rules], expected: _Expected | None
+    ) -> Hashable | None:
         step = f"edit table {table}"
-        try:  # what could not be written as text shall not be written at all
-            render_restore(table, [edit for edit in edits if _is_text(edit)])
+        try:  # what could not be written as text shall not be written at all: names, and rules that are no entries
+            pairs = zip(edits, others, strict=True)
+            render_restore(table, [edit for edit, rules in pairs if rules or isinstance(edit, NewChain | DeleteChain)])
         except ValueError as error:
             raise Refused(step, str(error), retryable=False) from error
         with self._expecting(table, step, expected) as behind:
@@ -173,10 +178,14 @@ def _entries(standing: Chains, edits: Sequence[ChainEdit]) -> int:
     return more
 
 
-def _few(edits: Sequence[ChainEdit], most: int = FEW_RULES) -> bool:
-    """Whether this process writes the edits: but for a few rules, which python-iptables builds, all are entries."""
-    others = [rule for edit in edits for rule in _written(edit) if entry(rule) is None]
-    return len(others) <= most and not any(isinstance(rule, Foreign) for rule in others)
+def _others(edits: Sequence[ChainEdit]) -> list[Rules]:
+    """Of each edit the rules that it writes and that are no entries."""
+    return [tuple(rule for rule in _written(edit) if entry(rule) is None) for edit in edits]
+
+
+def _few(others: Sequence[Rules], most: int = FEW_RULES) -> bool:
+    """Whether this process writes edits with these rules that are no entries: python-iptables builds a few of them."""
+    return sum(map(len, others)) <= most and not any(isinstance(rule, Foreign) for rules in others for rule in rules)
 
 
 def _written(edit: ChainEdit) -> Rules:
@@ -186,8 +195,3 @@ def _written(edit: ChainEdit) -> Rules:
         case ReplaceRules(_, rules):
             return rules
     return ()
-
-
-def _is_text(edit: ChainEdit) -> bool:
-    """Whether names or rules of it are yet to be looked at: could they be written as text?"""
-    return isinstance(edit, NewChain | DeleteChain) or any(entry(rule) is None for rule in _written(edit))

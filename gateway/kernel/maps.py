@@ -11,15 +11,16 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from gateway.kernel import maplengths
 from gateway.kernel import mapwire as wire
-from gateway.kernel.generation import NETLINK_NETFILTER, Generation
+from gateway.kernel.generation import Generation
 from gateway.kernel.legacynat import occupied
 from gateway.kernel.netlink import Message, Netlink
+from gateway.kernel.nft_messages import NETLINK_NETFILTER, NFPROTO_INET, NFPROTO_IPV4, begin, end
 from gateway.kernel.tool import run
 from gateway.ports import MapsReading, Refused, Variant
 from rules import fastpath
@@ -42,13 +43,14 @@ from rules.maps import (
     script,
 )
 from rules.nft import Endpoint
+from rules.ruleset import HOOKS
 from rules.spec import Interfaces
 
 log = logging.getLogger(__name__)
 
 _STEP = f"edit table ip {TABLE}"
-_HOOKS = {PREROUTING: 0, POSTROUTING: 4}  # NF_INET_*
-_IPTABLES = {0: -100, 4: 100}  # the priorities of iptables' nat chains, by hook
+_HOOKS = {chain: HOOKS.index(chain.upper()) for chain in (PREROUTING, POSTROUTING)}
+_IPTABLES = {_HOOKS[PREROUTING]: -100, _HOOKS[POSTROUTING]: 100}  # the priorities of iptables' nat chains, by hook
 _FEW = 200  # so many entries are read again one by one
 _MANY = 1000
 _TRIES = 5
@@ -80,17 +82,28 @@ class KernelMaps:
 
     def commit(self, edits: Sequence[MapEdit]) -> None:
         """Carry the edits out as one transaction; raises Refused, and nothing has changed then."""
-        before = self.read()
-        try:
-            expected = apply_map_edits(before.table, edits)
-        except Rejected as error:
-            raise Refused(_STEP, str(error), retryable=False) from error
+        before = self.read().table
+        expected = _edited(before, edits)
         if all(isinstance(edit, AddEntry | DropEntry) for edit in edits) or list(edits) == [DropTable()]:
             self._transact(edits)
-        elif not self._change_lengths(edits, before.table):
-            self._restructure(edits, before.table)
+        elif not self._change_lengths(edits, before):
+            self._restructure(edits, before)
         if not self._verified(edits, expected):
             self._read = None
+
+    def commit_by(self, edits: Sequence[MapEdit], carry: Callable[[Sequence[Message]], bool]) -> bool:
+        """``commit`` of a few entries, but that ``carry`` makes their messages part of a transaction of its own.
+
+        False, and nothing has changed, where it does not, or where more than a few entries change.
+        """
+        if len(edits) > _FEW or not all(isinstance(edit, AddEntry | DropEntry) for edit in edits):
+            return False
+        expected = _edited(self.read().table, edits)
+        if not carry(list(_messages(edits))):
+            return False
+        if not self._verified(edits, expected):
+            self._read = None
+        return True
 
     def _verified(self, edits: Sequence[MapEdit], expected: MapTable) -> bool:
         """Read again what a few edits touched; whether that and what was known is what was expected, and known now."""
@@ -138,12 +151,12 @@ class KernelMaps:
             return False
         generation = self._generation.number()
         try:
-            listed = self._netlink.dump(wire.rules_of(wire.IPV4, TABLE, POSTROUTING))
+            listed = self._netlink.dump(wire.rules_of(NFPROTO_IPV4, TABLE, POSTROUTING))
             written = maplengths.messages(structure[0], standing, listed)
             if written is None:
                 return False
             with self._generation.own():
-                self._netlink.transact(wire.begin(generation), list(_messages(edits, written)), wire.end())
+                self._netlink.transact(begin(generation), list(_messages(edits, written)), end())
         except OSError:
             return False  # nft may know another way, and its words are those that people know
         return True
@@ -175,7 +188,7 @@ class KernelMaps:
     def _transact(self, edits: Sequence[MapEdit]) -> None:
         try:
             with self._generation.own():
-                self._netlink.transact(wire.begin(), list(_messages(edits)), wire.end())
+                self._netlink.transact(begin(), list(_messages(edits)), end())
         except OSError as error:
             words = error.strerror or str(error)
             raise Refused(_STEP, words, retryable=error.errno in _PASSING) from error
@@ -214,12 +227,13 @@ class KernelMaps:
         """The table without its entries."""
         if not any(wire.table_name(said) == TABLE for said in self._netlink.dump(wire.TABLES)):
             return MapTable()
-        ours = {chain.name: chain for chain in chains if (chain.family, chain.table) == (wire.IPV4, TABLE)}
+        ours = {chain.name: chain for chain in chains if (chain.family, chain.table) == (NFPROTO_IPV4, TABLE)}
         maps = dict(wire.map_name(said) for said in self._netlink.dump(wire.MAPS))
         right = all((c.hook, c.priority) == (_HOOKS.get(n), PRIORITIES.get(n)) for n, c in ours.items())
         if not right or not all(maps.values()):
             return MapTable(damaged=True)
-        rules = {name: self._netlink.dump(wire.rules_of(wire.IPV4, TABLE, name)) for name in PRIORITIES if name in ours}
+        asked = {name: wire.rules_of(NFPROTO_IPV4, TABLE, name) for name in PRIORITIES if name in ours}
+        rules = {name: self._netlink.dump(message) for name, message in asked.items()}
         labels = {name: tuple(labelled(wire.comment(said)) for said in listed) for name, listed in rules.items()}
         return MapTable(labels, frozenset(maps))
 
@@ -244,17 +258,17 @@ class KernelMaps:
         """Other people's nat chains that come between our priority and that of our iptables chains."""
         for chain in chains:
             last = _IPTABLES.get(chain.hook)
-            mine = (wire.IPV4, "nat", last) if self._variant == "nft" else None
+            mine = (NFPROTO_IPV4, "nat", last) if self._variant == "nft" else None
             if (
                 last is None
-                or chain.family not in (wire.IPV4, wire.INET)
+                or chain.family not in (NFPROTO_IPV4, NFPROTO_INET)
                 or not last - 10 <= chain.priority <= last
-                or (chain.family, chain.table) == (wire.IPV4, TABLE)
+                or (chain.family, chain.table) == (NFPROTO_IPV4, TABLE)
                 or (chain.family, chain.table, chain.priority) == mine
             ):
                 continue
             if self._netlink.dump(wire.rules_of(chain.family, chain.table, chain.name)):
-                family = "ip" if chain.family == wire.IPV4 else "inet"
+                family = "ip" if chain.family == NFPROTO_IPV4 else "inet"
                 return f"another rule may come ahead of ours: nft table {family} {chain.table}, chain {chain.name}"
         return ""
 
@@ -284,6 +298,14 @@ _SAMPLE: dict[EntryKey, Endpoint] = {
     EntryKey("snat-24", "192.0.2.0"): ("192.0.2.1", 0),
     EntryKey("snat-24-random", "192.0.2.0"): ("192.0.2.1", 0),
 }
+
+
+def _edited(table: MapTable, edits: Sequence[MapEdit]) -> MapTable:
+    """What the table is to be; raises Refused where it cannot be that."""
+    try:
+        return apply_map_edits(table, edits)
+    except Rejected as error:
+        raise Refused(_STEP, str(error), retryable=False) from error
 
 
 def _messages(edits: Sequence[MapEdit], structure: Iterable[Message] = ()) -> Iterator[Message]:

@@ -126,8 +126,8 @@ class Netlink:
         """Send the messages as one batch between two others, which the kernel takes whole or not at all.
 
         Returns for each message the object that the kernel echoed (NLM_F_ECHO). Of the ``unanswered`` ones, which come
-        after these, only the last is acknowledged: so many answers would not fit. Raises OSError with the errno and
-        the words of the first that the kernel refused, or of ``begin``.
+        after these, only the last is acknowledged: so many answers would not fit. Nothing is sent before all of them
+        are there. Raises OSError with the errno and the words of the first that the kernel refused, or of ``begin``.
         """
         opening = self._sequence + 1
         datagram = bytearray(self._encoded(begin, 0))  # 23 MiB for 50,000 rules: it is not copied

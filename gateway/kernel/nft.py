@@ -10,8 +10,9 @@ import logging
 import shutil
 from collections.abc import Sequence
 
-from gateway.kernel.generation import NETLINK_NETFILTER, NFGENMSG, NFNL_SUBSYS_NFTABLES, Generation
+from gateway.kernel.generation import Generation
 from gateway.kernel.netlink import Message, Netlink, attributes, text
+from gateway.kernel.nft_messages import GETTABLE, NETLINK_NETFILTER, NFGENMSG, TABLE_NAME
 from gateway.kernel.tool import run
 from gateway.ports import Refused
 from rules.apply import apply_commands
@@ -19,8 +20,6 @@ from rules.nft import MAP, TABLE, NftCommand, NftTable, parse, script
 
 log = logging.getLogger(__name__)
 
-_GETTABLE = NFNL_SUBSYS_NFTABLES | 1
-_NFTA_TABLE_NAME = 1
 _TRIES = 5
 _LIST_ALL = ["nft", "-j", "list", "table", "ip", TABLE]
 _LIST_TABLE = ["nft", "-j", "--terse", "list", "table", "ip", TABLE]
@@ -96,10 +95,10 @@ class KernelNft:
 
     def _stands(self) -> bool:
         try:
-            tables = self._netlink.dump(Message(_GETTABLE, 0, NFGENMSG))
+            tables = self._netlink.dump(Message(GETTABLE, 0, NFGENMSG))
         except OSError as error:
             raise Refused("list nftables", error.strerror or str(error), retryable=True) from error
-        return any(text(attributes(said, len(NFGENMSG))[_NFTA_TABLE_NAME]) == TABLE for said in tables)
+        return any(text(attributes(said, len(NFGENMSG))[TABLE_NAME]) == TABLE for said in tables)
 
 
 _OUTDATED = -1

@@ -4,7 +4,7 @@
 asks the resolver for every UDP port; the kernel itself names each rule by a handle, which never comes twice. The
 handles of a chain are listed once, and those of our own rules come back with the transaction (NLM_F_ECHO). A
 transaction names the generation that it was made for, so that the kernel refuses it if anybody else wrote in the
-meantime. Messages: linux/netfilter/nf_tables.h.
+meantime.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ import errno
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 
-from gateway.kernel.generation import NETLINK_NETFILTER, NFGENMSG, NFNL_SUBSYS_NFTABLES
 from gateway.kernel.netlink import NLM_F_CREATE, Message, Netlink, attribute
-from gateway.kernel.nft_expressions import nested, number
-from gateway.kernel.nft_rules import expressions
-from gateway.kernel.nft_tables import (
+from gateway.kernel.nft_messages import (
+    DELRULE,
     GETRULE,
-    RULE_CHAIN,
+    NETLINK_NETFILTER,
+    NEWRULE,
     RULE_EXPRESSIONS,
     RULE_HANDLE,
-    RULE_TABLE,
-    Listing,
-    handle_of,
-    listing,
+    RULE_POSITION,
+    begin,
+    end,
+    in_chain,
+    nested,
 )
+from gateway.kernel.nft_rules import expressions
+from gateway.kernel.nft_tables import Listing, handle_of, listing
 from gateway.ports import Moved, Refused
 from rules.ruleset import BUILTIN, ChainEdit, ChainRef, DeleteRule, InsertRule, ReplaceRules, Rules
 
-_BATCH_BEGIN, _BATCH_END = 16, 17
-_BATCH_GENID = 1
-_NEWRULE, _DELRULE = (NFNL_SUBSYS_NFTABLES | kind for kind in (6, 8))
-_POSITION = 6
 _NLM_F_ECHO, _NLM_F_APPEND = 0x8, 0x800
 _ERESTART = 85  # another generation than the one that was named
-_BATCH = struct.pack(">BBH", 0, 0, NFNL_SUBSYS_NFTABLES >> 8)
 MOST = 1000
 """Single edits at once. Their answers (3 kB each, as the kernel counts) fit the socket's buffer."""
 
 Chains = Mapping[ChainRef, Rules]
+
+
+class _Unspoken(Exception):
+    """A rule of which this process knows no expressions."""
 
 
 class Handles:
@@ -54,8 +55,17 @@ class Handles:
         """Ask again: somebody else wrote, or the tool did."""
         self._known.clear()
 
-    def commit(self, table: str, standing: Chains, edits: Sequence[ChainEdit], generation: int) -> bool:
+    def commit(
+        self,
+        table: str,
+        standing: Chains,
+        edits: Sequence[ChainEdit],
+        generation: int,
+        along: Sequence[Message] = (),
+    ) -> bool:
         """Make the edits as one transaction; False (and nothing happened) if they are of a kind for the tool.
+
+        What else shall be part of the transaction is given ``along``.
 
         Raises Moved if the kernel's generation is another one than that, or its chains are not ``standing``, and
         Refused where the kernel does not take them.
@@ -75,10 +85,12 @@ class Handles:
             if message is None:
                 return False
             messages.append(message)
+        messages += along
         rewritten = (message for edit in edits if isinstance(edit, ReplaceRules) for message in _rewritten(edit))
-        begin = Message(_BATCH_BEGIN, 0, _BATCH + number(_BATCH_GENID, generation))
         try:
-            echoed = self._netlink.transact(begin, messages, Message(_BATCH_END, 0, _BATCH), unanswered=rewritten)
+            echoed = self._netlink.transact(begin(generation), messages, end(), unanswered=rewritten)
+        except _Unspoken:  # nothing is sent before all is written
+            return False
         except OSError as error:
             self.forget()
             if error.errno == errno.ENOENT and any(edit.ref.chain in BUILTIN[table] for edit in edits):
@@ -113,7 +125,7 @@ class Handles:
         known = self._known.get(ref)
         if known is None:
             try:
-                known = self._netlink.listed(Message(GETRULE, 0, NFGENMSG + _where(ref)), _handle)
+                known = self._netlink.listed(Message(GETRULE, 0, in_chain(ref.table, ref.chain)), _handle)
             except OSError as error:
                 raise Moved(ref.table) from error
         if len(known) != len(rules):
@@ -124,45 +136,40 @@ class Handles:
 
 def _spoken(edit: ChainEdit) -> bool:
     match edit:
-        case DeleteRule():
+        case DeleteRule() | ReplaceRules():  # of whose many rules it is known when they are written
             return True
         case InsertRule():
             return expressions(edit.rule) is not None
-        case ReplaceRules():
-            return all(expressions(rule) is not None for rule in edit.rules)
     return False
-
-
-def _where(ref: ChainRef) -> bytes:
-    return attribute(RULE_TABLE, ref.table.encode() + b"\0") + attribute(RULE_CHAIN, ref.chain.encode() + b"\0")
 
 
 def _message(edit: ChainEdit, handles: list[int], placeholder: int) -> Message | None:
     """One edit; ``handles`` are changed as the chain is. None for a place between two rules of this transaction."""
-    where = _where(edit.ref)
+    where = in_chain(edit.ref.table, edit.ref.chain)
     match edit:
         case DeleteRule(_, index, _):
             handle = handles.pop(index)
-            return Message(_DELRULE, 0, NFGENMSG + where + _long(RULE_HANDLE, handle)) if handle > 0 else None
+            return Message(DELRULE, 0, where + _long(RULE_HANDLE, handle)) if handle > 0 else None
         case InsertRule(_, index, rule):
             behind = handles[index] if index < len(handles) else None
             handles.insert(index, placeholder)
-            what = NFGENMSG + where + nested(RULE_EXPRESSIONS, expressions(rule) or b"")
+            what = where + nested(RULE_EXPRESSIONS, expressions(rule) or b"")
             if behind is None:  # at the end
-                return Message(_NEWRULE, NLM_F_CREATE | _NLM_F_APPEND | _NLM_F_ECHO, what)
+                return Message(NEWRULE, NLM_F_CREATE | _NLM_F_APPEND | _NLM_F_ECHO, what)
             if behind > 0:
-                return Message(_NEWRULE, NLM_F_CREATE | _NLM_F_ECHO, what + _long(_POSITION, behind))
+                return Message(NEWRULE, NLM_F_CREATE | _NLM_F_ECHO, what + _long(RULE_POSITION, behind))
     return None
 
 
 def _rewritten(edit: ReplaceRules) -> Iterator[Message]:
-    """A chain flushed and filled anew."""
-    where = NFGENMSG + _where(edit.ref)
-    yield Message(_DELRULE, 0, where)
+    """A chain flushed and filled anew; raises _Unspoken at a rule that is for the tool."""
+    where = in_chain(edit.ref.table, edit.ref.chain)
+    yield Message(DELRULE, 0, where)
     for rule in edit.rules:
-        yield Message(
-            _NEWRULE, NLM_F_CREATE | _NLM_F_APPEND, where + nested(RULE_EXPRESSIONS, expressions(rule) or b"")
-        )
+        said = expressions(rule)
+        if said is None:
+            raise _Unspoken
+        yield Message(NEWRULE, NLM_F_CREATE | _NLM_F_APPEND, where + nested(RULE_EXPRESSIONS, said))
 
 
 def _long(kind: int, value: int) -> bytes:

@@ -5,31 +5,18 @@ Numbers: linux/netfilter/nf_tables.h (NFTA_*, NFT_META_*, NFT_PAYLOAD_*). One re
 
 from __future__ import annotations
 
-import struct
-
 from gateway.kernel.netlink import attribute
+from gateway.kernel.nft_messages import LIST_ELEM, named, nested, number
 
 REGISTER = 1  # NFT_REG_1, of 16 bytes
 META_MARK, META_IIFNAME, META_OIFNAME, META_L4PROTO = 3, 6, 7, 16
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 SOURCE_AT, DESTINATION_AT = 12, 16  # in an IPv4 header
 
-_LIST_ELEMENT = 1
-
-
-def nested(kind: int, *inner: bytes) -> bytes:
-    """An attribute made of attributes, as the kernel tells it: without NLA_F_NESTED, which it does not ask for."""
-    return attribute(kind, b"".join(inner))
-
-
-def number(kind: int, value: int) -> bytes:
-    """A 32-bit attribute in network byte order, as nf_tables wants its numbers."""
-    return attribute(kind, struct.pack(">I", value & 0xFFFFFFFF))
-
 
 def expression(name: str, data: bytes) -> bytes:
     """One expression of a rule, of any kind."""
-    return nested(_LIST_ELEMENT, attribute(1, name.encode() + b"\0"), nested(2, data))
+    return nested(LIST_ELEM, named(1, name), nested(2, data))
 
 
 def meta(key: int) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
 
-from gateway.kernel.extensions import ORDER, acted, tracking
+from gateway.kernel.extensions import ORDER, PROTOCOL_NAMES, acted, tracking
 from gateway.kernel.netlink import attributes, text
 from gateway.kernel.nft_expressions import (
     DESTINATION_AT,
@@ -31,7 +31,6 @@ from gateway.kernel.nft_rules import (
     JUMP,
     MANY,
     PORT_AT,
-    PROTOCOLS,
     RETURN,
     acting,
     counted,
@@ -57,7 +56,6 @@ from rules.ruleset import (
     Target,
 )
 
-_PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 _EMPTY = memoryview(b"")
 _HOST: Literal["little", "big"] = sys.byteorder
 
@@ -77,7 +75,7 @@ def rule(raw: bytes) -> Rule | None:
     if destination is not None:
         matches.append(_destination(destination))
     if port is not None:
-        name = _PROTOCOL_NAMES.get(protocol[0])
+        name = PROTOCOL_NAMES.get(protocol[0])
         if name is None:
             return None
         matches.append(DestinationPort(name, port[0] << 8 | port[1]))
@@ -135,7 +133,7 @@ def _compared(loaded: tuple[object, ...], value: bytes, mask: bytes, protocol: b
         case ("meta", int(key)) if key == META_MARK:
             return Mark(*(int.from_bytes(part, _HOST) for part in (value, mask or b"\xff" * 4)))
         case ("payload", int(base), int(offset)) if (base, offset) == (TRANSPORT_HEADER, PORT_AT):
-            kind = _PROTOCOL_NAMES.get(protocol[0]) if protocol else None
+            kind = PROTOCOL_NAMES.get(protocol[0]) if protocol else None
             return DestinationPort(kind, int.from_bytes(value, "big")) if kind else None
         case ("payload", int(base), int(offset)) if base == NETWORK_HEADER and len(value) <= 4:
             length = int.from_bytes(mask, "big").bit_count() if mask else 8 * len(value)

@@ -11,7 +11,7 @@ import struct
 from functools import lru_cache
 from ipaddress import IPv4Network
 
-from gateway.kernel.extensions import Extension, action, in_order, printable, printable_match, tracked
+from gateway.kernel.extensions import PROTOCOLS, Extension, action, in_order, printable, printable_match, tracked
 from gateway.kernel.netlink import attribute
 from gateway.kernel.nft_expressions import (
     DESTINATION_AT,
@@ -26,10 +26,9 @@ from gateway.kernel.nft_expressions import (
     expression,
     masked,
     meta,
-    nested,
-    number,
     payload,
 )
+from gateway.kernel.nft_messages import named, nested, number
 from rules.iptables import ALL_BITS, PORT_MAX
 from rules.ruleset import (
     AnyRule,
@@ -52,9 +51,6 @@ from rules.ruleset import (
 )
 
 PORT_AT = 2  # the destination port, in the header of either
-PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
-"""Of SCTP's ports iptables-nft has no expressions but its own extension; it does not read others back."""
-
 DROP, JUMP, GOTO, RETURN = 0, -3, -4, -5  # verdicts
 MANY = 1 << 13
 """Parts of rules that are remembered: many rules are made of few of them."""
@@ -161,11 +157,11 @@ def acting(target: Target) -> bytes | None:
 
 def _extension(kind: str, what: Extension) -> bytes:
     name, revision, data = what
-    return expression(kind, attribute(1, name.encode() + b"\0") + number(2, revision) + attribute(3, data))
+    return expression(kind, named(1, name) + number(2, revision) + attribute(3, data))
 
 
 def _verdict(code: int, chain: str = "") -> bytes:
-    where = attribute(2, chain.encode() + b"\0") if chain else b""
+    where = named(2, chain) if chain else b""
     return expression("immediate", number(1, 0) + nested(2, nested(2, number(1, code), where)))
 
 

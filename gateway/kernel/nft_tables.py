@@ -1,7 +1,6 @@
 """A table of the nft variant of iptables, listed over netlink: its chains, their rules and the kernel's names of them.
 
-``iptables-nft-save`` takes 2 s for 50,000 rules, and its text is yet to be read; this takes one. Messages:
-linux/netfilter/nf_tables.h.
+``iptables-nft-save`` takes 2 s for 50,000 rules, and its text is yet to be read; this takes one.
 """
 
 from __future__ import annotations
@@ -10,15 +9,25 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gateway.kernel.generation import NFGENMSG, NFNL_SUBSYS_NFTABLES
-from gateway.kernel.netlink import Message, Netlink, attribute, attributes, text
+from gateway.kernel.netlink import Message, Netlink, attributes, text
+from gateway.kernel.nft_messages import (
+    CHAIN_HOOK,
+    CHAIN_NAME,
+    CHAIN_TABLE,
+    GETCHAIN,
+    GETRULE,
+    HOOK_HOOKNUM,
+    NFGENMSG,
+    RULE_CHAIN,
+    RULE_EXPRESSIONS,
+    RULE_HANDLE,
+    RULE_TABLE,
+    RULE_USERDATA,
+    named,
+)
 from gateway.kernel.nft_reading import rule
-from rules.ruleset import BUILTIN, ChainRef, Rule, Rules
+from rules.ruleset import BUILTIN, HOOKS, ChainRef, Rule, Rules
 
-GETCHAIN, GETRULE = (NFNL_SUBSYS_NFTABLES | kind for kind in (4, 7))
-RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _HOOK_NUMBER = 1, 3, 4, 1
-_HOOKS = {"PREROUTING": 0, "INPUT": 1, "FORWARD": 2, "OUTPUT": 3, "POSTROUTING": 4}
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 
 
@@ -45,15 +54,13 @@ def listing(netlink: Netlink, table: str) -> Listing | None:
     Raises OSError. Somebody's transaction may fall between the two requests; the generation tells.
     """
     heads = [attributes(said, len(NFGENMSG)) for said in netlink.dump(Message(GETCHAIN, 0, NFGENMSG))]
-    ours = {text(head[_CHAIN_NAME]): head for head in heads if text(head[_CHAIN_TABLE]) == table}
-    if not all(_is_iptables(table, name, head.get(_CHAIN_HOOK)) for name, head in ours.items()):
+    ours = {text(head[CHAIN_NAME]): head for head in heads if text(head[CHAIN_TABLE]) == table}
+    if not all(_is_iptables(table, name, head.get(CHAIN_HOOK)) for name, head in ours.items()):
         return None
     rules: dict[bytes, list[Rule | None]] = {name.encode() + b"\0": [] for name in ours}
     handles: dict[bytes, list[int]] = {name: [] for name in rules}
     name = table.encode() + b"\0"
-    for of, chain, handle, found in netlink.listed(
-        Message(GETRULE, 0, NFGENMSG + attribute(RULE_TABLE, name)), _listed
-    ):
+    for of, chain, handle, found in netlink.listed(Message(GETRULE, 0, NFGENMSG + named(RULE_TABLE, table)), _listed):
         if of == name:
             if chain not in rules:
                 return None  # it came with the transaction in between
@@ -71,8 +78,8 @@ def _is_iptables(table: str, name: str, hook: memoryview | None) -> bool:
     """Whether a chain hangs in the hook whose name it bears; one of users' hangs in none."""
     if hook is None:
         return name not in BUILTIN[table]
-    number = int.from_bytes(attributes(hook)[_HOOK_NUMBER], "big")
-    return name in BUILTIN[table] and _HOOKS[name] == number
+    number = int.from_bytes(attributes(hook)[HOOK_HOOKNUM], "big")
+    return name in BUILTIN[table] and HOOKS.index(name) == number
 
 
 def _listed(said: memoryview) -> _Listed:
@@ -89,7 +96,7 @@ def _listed(said: memoryview) -> _Listed:
             table = bytes(said[at + 4 : at + length])
         elif kind == RULE_CHAIN:
             chain = bytes(said[at + 4 : at + length])
-        elif kind == _RULE_USERDATA:
+        elif kind == RULE_USERDATA:
             plain = False  # a comment, say
         at += max(4, length + 3 & ~3)
     return _Listed(table, chain, handle, rule(expressions) if plain else None)

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from gateway.kernel import restore
 from gateway.kernel.generation import Generation
+from gateway.kernel.netlink import Message
 from gateway.kernel.nft_edits import Chains, Handles
 from gateway.ports import Moved, Refused, Variant
 from rules.ruleset import BUILTIN, ChainEdit, ChainRef, Ruleset
@@ -52,20 +53,27 @@ class NftVariantFirewall:
 
     def edit_if(self, table: str, standing: Chains, edits: Sequence[ChainEdit], evidence: Hashable) -> Hashable | None:
         """``edit``, if the evidence holds; see ``gateway.remembered``."""
-        generation = self._generation.number_if(evidence)
-        if generation is None and evidence is not None:
-            raise Moved(table)
-        if generation is not None and self._in_process(table, standing, edits, generation):
-            return self._generation.others()
-        before = self._generation.others()
-        self.edit(table, edits)
+        before = evidence
+        if evidence is None or not self.edit_along(table, standing, edits, evidence, ()):
+            before = self._generation.others()
+            self.edit(table, edits)
         after = self._generation.others()
         return after if after == before else None
 
-    def _in_process(self, table: str, standing: Chains, edits: Sequence[ChainEdit], generation: int) -> bool:
+    def edit_along(
+        self, table: str, standing: Chains, edits: Sequence[ChainEdit], evidence: Hashable, along: Sequence[Message]
+    ) -> bool:
+        """``edit_if`` without the tool, and messages given ``along``, as one transaction.
+
+        False, and nothing has changed, where this process does not speak an edit or the kernel refuses one; raises
+        Moved where the evidence does not hold.
+        """
+        generation = self._generation.number_if(evidence)
+        if generation is None:
+            raise Moved(table)
         try:
             with self._generation.own():
-                return self._handles.commit(table, standing, edits, generation)
+                return self._handles.commit(table, standing, edits, generation, along)
         except Moved:
             raise
         except Refused:

@@ -45,7 +45,7 @@ def read(variant: str, tables: Collection[str], family: Family = 4) -> Ruleset:
     chains: dict[ChainRef, tuple[AnyRule, ...]] = {}
     for table in tables:
         chains.update({ChainRef(table, chain, family): () for chain in BUILTIN[table]})
-        chains.update(parse_save(save(variant, table, family), family).chains)
+        chains.update(parse_save(_saved(variant, table, family), family).chains)
     return Ruleset(chains)
 
 
@@ -72,7 +72,7 @@ def _listed(variant: str, table: str, chain: str) -> str:
     return ended.stdout.partition("\n")[2]  # the first line declares the chain
 
 
-def save(variant: str, table: str, family: Family = 4) -> str:
+def _saved(variant: str, table: str, family: Family = 4) -> str:
     """What ``iptables-<variant>-save`` prints of a table; raises Refused as ``read`` does."""
     argv = [program(variant, family, "-save"), "-t", table]
     ended = run(argv)

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from gateway.ports import Refused
+from rules.ruleset import HOOKS
 
 _LOCK_POLL = 0.01  # seconds
 
@@ -138,10 +139,26 @@ class Info(NamedTuple):
         return int(_INFO.unpack(self.raw)[13])
 
     @property
-    def hooks(self) -> dict[int, tuple[int, int]]:
-        """Of each netfilter hook that the table has: where its chain begins, and where its policy stands."""
+    def builtin(self) -> dict[str, tuple[int, int]]:
+        """Of each built-in chain that the table has: where it begins, and where its policy stands."""
         fields = _INFO.unpack(self.raw)
-        return {hook: (fields[2 + hook], fields[7 + hook]) for hook in range(5) if fields[1] & 1 << hook}
+        return {name: (fields[2 + hook], fields[7 + hook]) for hook, name in enumerate(HOOKS) if fields[1] & 1 << hook}
+
+
+def open_socket() -> socket.socket:
+    """A socket by which the legacy tables of the calling thread's network namespace are asked for."""
+    return socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
+
+
+def info(asking: socket.socket, table: str) -> Info:
+    """What the kernel tells of a table, which it loads for that; raises OSError where it has none of that name."""
+    said = ctypes.create_string_buffer(_INFO.pack(table.encode(), *[0] * 13), _INFO.size)
+    size = ctypes.c_uint32(_INFO.size)
+    # socket.getsockopt hands the kernel no value, from which it would take the table's name.
+    if _libc.getsockopt(asking.fileno(), socket.SOL_IP, _IPT_SO_GET_INFO, said, ctypes.byref(size)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return Info(said.raw, _INFO.unpack(said.raw)[12])
 
 
 class Tables:
@@ -153,13 +170,11 @@ class Tables:
     def info(self, table: str) -> Info | None:
         """What the kernel tells of a table; None where it has none of that name."""
         if self._socket is None:
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
-        said = ctypes.create_string_buffer(_INFO.pack(table.encode(), *[0] * 13), _INFO.size)
-        size = ctypes.c_uint32(_INFO.size)
-        # socket.getsockopt hands the kernel no value, from which it would take the table's name.
-        if _libc.getsockopt(self._socket.fileno(), socket.SOL_IP, _IPT_SO_GET_INFO, said, ctypes.byref(size)):
+            self._socket = open_socket()
+        try:
+            return info(self._socket, table)
+        except OSError:
             return None
-        return Info(said.raw, _INFO.unpack(said.raw)[12])
 
     def entries(self, table: str) -> tuple[Info, bytes] | None:
         """A table's sizes and all its entries as the kernel has them; None where they cannot be had."""

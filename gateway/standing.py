@@ -215,8 +215,8 @@ class Standing:
         except Exception as error:
             if not isinstance(error, Refused):
                 log.exception("the chains do not follow the maps")
+            self.failed("chains", error)  # first: whoever sees that it is not ready shall see why
             self._chase.fail()
-            self.failed("chains", error)
         else:
             self.actual = done.actual
             self._note_behind(behind=False)

@@ -61,7 +61,8 @@ def test_a_gateway_of_any_release_is_taken_over_and_nobody_notices(
         with Stream(datagrams) as stream:
             wait_for(lambda: stream.sent > 50, "the stream runs")
             gateway.verb("get-iptables-version")
-            assert f"[{edits(plan)} steps, " in gateway.log()
+            # The log is written by a thread that no verb waits for.
+            wait_for(lambda: f"[{edits(plan)} steps, " in gateway.log(), "the log's line")
             assert GatewaySpec.model_validate(gateway.get("/v1/gateway")) == spec
             running = stream.sent
             wait_for(lambda: stream.sent > running + 50, "the stream runs on")
@@ -108,6 +109,7 @@ def test_of_our_own_leavings_everything_is_known_and_nothing_is_to_be_done(world
         gateway.kill()
         shutil.rmtree(gateway.state_dir)
         gateway.verb("get-iptables-version")
+        wait_for(lambda: "no stored spec" in gateway.log(), "the log's line")
         assert " steps, " not in gateway.log().rpartition("no stored spec")[2]
         found = gateway.get("/v1/gateway")
         for parts in (*known.values(), *found.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import socket
 import struct
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from test_input_guard import PROTECT, ROUTER_V6, V6, connects, server
+from test_input_guard import PROTECT, ROUTER_V6, V6, connects, server, silent
 from traffic import Flow, Host
 from world import A1, INTERNET, OWN, RIVAL, Gateway, World, set_sysctl, wait_for
 
@@ -81,6 +82,9 @@ class Trial:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        # What one processor sends it has taken in in that order; two may overtake each other.
+        self._processors = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(self._processors)})
         self._sent: list[tuple[socket.socket, bytes, str]] = []
 
     def datagram(self, side: Side, port: int, size: int = 32, source: int = 0) -> None:
@@ -107,6 +111,7 @@ class Trial:
             ear.close()
         found = {said for ear, sent, said in self._sent if any(part.endswith(sent) for part in _waiting(ear))}
         self._sent.clear()
+        os.sched_setaffinity(0, self._processors)
         self._gateway.close_sockets()
         for side in sides:
             side.sender.close_sockets()
@@ -169,10 +174,13 @@ def test_of_tcp_only_what_is_named_comes_in(world: World, gateway: Gateway) -> N
     tenant = world.vpc.a1
     peers, strangers = (Side(world.router, OWN), Side(world.router, V6)), (Side(tenant, LAN_V6), Side(world.rival, OWN))
     for side in (*peers, *strangers, Side(tenant, LAN_IP)):
-        assert connects(side.sender, side.address, 9100)
-        assert connects(side.sender, side.address, 179) == (side in peers)
-    assert not connects(tenant, LAN_IP, 9101)
-    assert not connects(world.router, V6, 9101)
+        connects(side.sender, side.address, 9100)
+        if side in peers:
+            connects(side.sender, side.address, 179)
+        else:
+            assert silent(side.sender, side.address, 179)
+    assert silent(tenant, LAN_IP, 9101)
+    assert silent(world.router, V6, 9101)
     # Segments of no connection, from ports of the named as well, twice: the first could have made a connection known.
     for side in (Side(world.rival, OWN), Side(tenant, LAN_IP)):
         trial = Trial(gateway)
@@ -193,7 +201,7 @@ def test_what_stands_and_what_the_gateway_begins_goes_on(world: World, gateway: 
     before.talk()
     gateway.kill()
     gateway.verb("get-iptables-version")
-    assert not connects(world.rival, OWN, 179)
+    assert silent(world.rival, OWN, 179)
     before.talk()
     other = world.rival.tcp_server(179)
     calling = gateway.open_socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -217,7 +225,7 @@ def test_what_is_forwarded_is_not_looked_at(world: World, gateway: Gateway) -> N
         tenant.udp().sendto(sent, (INTERNET, port))
         assert arrived(far, sent)
         tenant.tcp_server(port)
-        assert connects(outside, EIP, port)
+        connects(outside, EIP, port)
     gateway.verb("floating-ip-del", f"{EIP},{A1}")
 
 
@@ -231,8 +239,8 @@ def test_a_gap_that_somebody_makes_is_closed(world: World, gateway: Gateway, har
     before = repairs(gateway)
     gateway.run(f"iptables-{gateway.variant}", "-t", "mangle", *harm.split())
     wait_for(lambda: repairs(gateway) > before, "the repair")
-    assert not connects(world.rival, OWN, 22)
-    assert not connects(world.vpc.a1, LAN_IP, 22)
+    assert silent(world.rival, OWN, 22)
+    assert silent(world.vpc.a1, LAN_IP, 22)
 
 
 def test_a_gap_in_ipv6_is_closed_too(world: World, gateway: Gateway) -> None:
@@ -245,8 +253,8 @@ def test_a_gap_in_ipv6_is_closed_too(world: World, gateway: Gateway) -> None:
         gateway.verb("init")
     else:
         wait_for(lambda: repairs(gateway) > before, "the repair")
-    assert not connects(world.router, V6, 22)
-    assert not connects(world.vpc.a1, LAN_V6, 22)
+    assert silent(world.router, V6, 22)
+    assert silent(world.vpc.a1, LAN_V6, 22)
 
 
 def test_open_again_everything_comes_in_as_it_would_without(world: World, gateway: Gateway) -> None:
@@ -255,7 +263,7 @@ def test_open_again_everything_comes_in_as_it_would_without(world: World, gatewa
     gateway.verb("get-iptables-version", NATGW_INPUT="open")
     server(gateway, 22)
     for side in sides(world):
-        assert connects(side.sender, side.address, 22), side
+        connects(side.sender, side.address, 22), side
     gateway.close_sockets()
     for side in sides(world):
         trial = Trial(gateway)

@@ -18,7 +18,7 @@ from rules.flows import IP_PROTOCOLS, Flow, FlowFilter
 
 EIP, NET1, OUTSIDE = "192.168.0.10", "192.168.0.2", "192.168.0.1"
 TENANT, BARE = "10.0.1.10", "10.0.2.10"
-SETTLE = 5.0  # seconds that a packet may take within one machine
+SETTLE = 30.0  # seconds that a packet may take within one machine
 
 
 @pytest.fixture

@@ -67,6 +67,16 @@ SPEC = GatewaySpec.model_validate(
 )
 
 
+@pytest.fixture(autouse=True)
+def own_lock(tmp_path: Path) -> Iterator[Path]:
+    """The lock of iptables' tools is a file of the machine; here nobody waits for those of tests beside this one."""
+    path = tmp_path / "xtables.lock"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTABLES_LOCKFILE", str(path))
+        patch.setattr(restore, "LOCK_SECONDS", 60)
+        yield path
+
+
 @pytest.fixture(params=["legacy", "nft"])
 def firewall(request: pytest.FixtureRequest, netns: Namespace) -> Iterator[Firewall]:
     """A driver inside its namespace."""
@@ -270,17 +280,16 @@ def test_in_a_built_in_chain_the_rule_itself_is_deleted(netns: Namespace, legacy
 
 @pytest.mark.usefixtures("way")
 def test_the_xtables_lock_is_waited_for(
-    legacy_firewall: LegacyFirewall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    legacy_firewall: LegacyFirewall, own_lock: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
     monkeypatch.setattr(restore, "LOCK_SECONDS", 1)
-    with open(tmp_path / "xtables.lock", "w") as other:
+    with open(own_lock, "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(Refused, match="xtables lock") as refused:
             legacy_firewall.edit("nat", [NewChain(CHAIN), ReplaceRules(CHAIN, (dnat(1),))])
         assert refused.value.retryable
         assert CHAIN not in legacy_firewall.read(["nat"]).chains
-        monkeypatch.setattr(restore, "LOCK_SECONDS", 10)
+        monkeypatch.setattr(restore, "LOCK_SECONDS", 60)
         release = threading.Timer(0.2, fcntl.flock, (other, fcntl.LOCK_UN))
         release.start()
         legacy_firewall.edit("nat", [NewChain(CHAIN), ReplaceRules(CHAIN, (dnat(1),))])
@@ -295,7 +304,7 @@ def test_no_change_of_another_process_is_lost(netns: Namespace, firewall: Firewa
     try:
         for number in range(1, 61):
             firewall.edit("nat", [InsertRule(CHAIN, number - 1, dnat(number))])
-        _, stderr = other.communicate(timeout=60)
+        _, stderr = other.communicate(timeout=100)
     finally:
         other.kill()
     assert other.returncode == 0, stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -14,18 +13,12 @@ from pathlib import Path
 
 ROOTFS = Path(__file__).parent.parent / "image" / "rootfs"
 SUPERVISOR = ROOTFS / "kube-ovn" / "kube-ovn-bfdd-supervisor"
-PATIENCE = 20.0  # seconds to wait for what must come, on a busy machine
+PATIENCE = 60.0  # seconds to wait for what must come, on a busy machine
 
 
 def loopback() -> str:
     """An address of our own, so that runs beside each other do not meet."""
     return f"127.{random.randint(64, 250)}.{random.randint(0, 255)}.{random.randint(1, 250)}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(run_dir: Path, **more: str) -> dict[str, str]:
@@ -41,7 +34,7 @@ def environment(run_dir: Path, **more: str) -> dict[str, str]:
 
 
 def run(environ: dict[str, str], *argv: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def eventually(holds: Callable[[], bool], what: str) -> None:

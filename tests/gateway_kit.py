@@ -172,5 +172,5 @@ def gateway(
         drift=Drift(clock, journal, drift, watch),
         journal=journal,
     )
-    service.start().result(timeout=10)
+    service.start().result(timeout=60)
     return Gateway(service, kernel, announcer, clock)

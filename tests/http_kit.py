@@ -18,6 +18,14 @@ from api.http_app import build_app
 from api.tls import Exposure
 from tests.gateway_kit import Gateway, gateway
 
+PATIENCE = 60.0
+"""Seconds that an answer may take: the machine may be busy, and no test here is about how long it takes."""
+
+
+def ask(method: str, url: str, **more: Any) -> httpx.Response:
+    """One request to a listener, on a connection of its own."""
+    return httpx.request(method, url, **{"timeout": PATIENCE, **more})
+
 
 def call(app: ASGIApp, method: str, path: str, **more: Any) -> httpx.Response:
     """One request to the application itself."""
@@ -88,7 +96,7 @@ def serving(
         yield
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=20)
+        thread.join(timeout=PATIENCE)
         assert not thread.is_alive()
         loop.close()
     if failed:
@@ -105,4 +113,4 @@ def wait_until_answering(path: Path, thread: threading.Thread) -> None:
 
 def unix(path: Path) -> httpx.Client:
     transport = httpx.HTTPTransport(uds=str(path))
-    return httpx.Client(transport=transport, base_url="http://gateway", timeout=30)  # seconds; a machine may be busy
+    return httpx.Client(transport=transport, base_url="http://gateway", timeout=PATIENCE)

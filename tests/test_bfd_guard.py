@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from gateway.bfd import turns
-from tests.bfd_kit import PATIENCE, SUPERVISOR, background, child_of, environment, eventually, free_port, loopback, run
+from tests.bfd_kit import PATIENCE, SUPERVISOR, background, child_of, environment, eventually, loopback, run
+from tests.ports import free_port
 
 
 class Pod:

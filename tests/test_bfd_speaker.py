@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from gateway.bfd.table import Entry, SessionTable
 from gateway.bfd.udp import UdpListener, UdpNetwork, UdpSender, canonical
 from gateway.small.loop import Loop, monotonic_us
 from gateway.small.server import DEADLINE, Server, line_protocol
+from tests.ports import free_port
 
 LEFT, RIGHT = ("127.88.0.1", "127.88.0.2")
 FAST = SessionConfig(desired_min_tx=20_000, required_min_rx=20_000, detect_mult=5)
@@ -30,9 +32,7 @@ CHECKOUT = Path(__file__).parent.parent
 @pytest.fixture
 def port() -> int:
     """A UDP port that nobody has."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def own_run_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def turn_until(loop: Loop, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def turn_until(loop: Loop, condition: Callable[[], bool], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -107,6 +107,7 @@ def test_what_waits_in_the_socket_is_heard_before_the_time_is_looked_at(
     sender = UdpSender(RIGHT, LEFT, port)
     sender.send(alive.encode())
     sender.close()
+    assert select.select(left.speaker._listeners, [], [], 30)[0]
     changes = len(left.changes)
     later = loop.clock() + 10 * mine.session.detection_time
     left.speaker.tick(later)
@@ -144,7 +145,7 @@ def test_failure_to_send_is_told_once_and_counted(port: int) -> None:
 def test_datagrams_carry_ttl_255_and_a_source_port_of_the_rfc(local: str, remote: str, port: int) -> None:
     listener, sender = UdpListener(remote, port), UdpSender(local, remote, port)
     sender.send(b"hello")
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while (datagram := listener.receive()) is None:
         assert time.monotonic() < end
     assert (datagram.payload, datagram.local, datagram.remote, datagram.ttl) == (b"hello", remote, local, 255)
@@ -215,7 +216,7 @@ def ask(loop: Loop, name: str, request: bytes) -> bytes:
         client.sendall(request)
         client.setblocking(False)
         reply = b""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while time.monotonic() < end:
             loop.turn()
             try:
@@ -243,7 +244,7 @@ def test_an_exchange_that_takes_too_long_is_closed(beacon: Beacon) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.connect(control.address())
         client.sendall(b"stat")
-        client.settimeout(5)
+        client.settimeout(30)
         turn_until(beacon.loop, lambda: bool(beacon._servers[0]._connections))
         beacon.loop.turn()
         beacon._servers[0].tick(beacon.loop.clock() + DEADLINE)
@@ -332,5 +333,5 @@ def test_the_programs_of_the_image_run_from_a_checkout_in_20_mib(own_run_dir: Pa
         assert resident <= 20 * 1024
     finally:
         beacon.terminate()
-        assert beacon.wait(10) == 0
+        assert beacon.wait(30) == 0
         beacon.stdout and beacon.stdout.close()

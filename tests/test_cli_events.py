@@ -45,7 +45,7 @@ def test_following_shows_what_happens_until_it_is_interrupted(tmp_path: Path) ->
             run(made.service, c.EipDel(address="192.168.0.10/24"))
             assert json.loads(reader.stdout.readline())["what"] == "- EIP 192.168.0.10/24"
             reader.send_signal(signal.SIGINT)
-            assert reader.wait(timeout=10) == 0
+            assert reader.wait(timeout=60) == 0
     made.service.close()
 
 
@@ -60,14 +60,14 @@ def test_following_ends_with_the_daemon(tmp_path: Path) -> None:
         assert reader.stdout is not None
         assert "+ EIP" in reader.stdout.readline()
     with reader:
-        assert reader.wait(timeout=20) in (0, 1)  # 1: a daemon in a hurry cut the stream, and the command says so
+        assert reader.wait(timeout=60) in (0, 1)  # 1: a daemon in a hurry cut the stream, and the command says so
     made.service.close()
 
 
 def test_status_and_top_answer_scripts(tmp_path: Path) -> None:
     made = gateway(tmp_path / "state")
     with serving(made, tmp_path):
-        made.service.change(lambda _: example(), by="test").result(timeout=10)
+        made.service.change(lambda _: example(), by="test").result(timeout=60)
         said = json.loads(natgw("status", "--json", "10.0.1.5", run_dir=tmp_path).stdout)
         assert (said["ready"], said["eipsFound"], said["eips"][0]["eip"]) == (True, 1, "192.168.0.12")
         assert said["eips"][0]["carries"] == [{"kind": "FIP", "text": "10.0.1.5", "traffic": None}]

@@ -31,7 +31,7 @@ def natgw(*arguments: str, run_dir: Path | None = None, **environment: str) -> s
         env=given,
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=100,
         check=False,
         stdin=subprocess.DEVNULL,
     )
@@ -66,7 +66,7 @@ def test_a_daemon_that_is_starting_is_waited_for(tmp_path: Path) -> None:
     caller.start()
     time.sleep(0.5)  # the caller must come before the socket does
     with serving(made, tmp_path):
-        caller.join(timeout=60)
+        caller.join(timeout=100)
     made.service.close()
     assert [(a.returncode, a.stdout) for a in answers] == [(0, "ok\n")]
 
@@ -87,7 +87,7 @@ def answering(path: Path, reply: bytes) -> Iterator[None]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield
-        thread.join(timeout=10)
+        thread.join(timeout=60)
 
 
 @pytest.mark.parametrize("reply", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n<p>x"])

@@ -60,7 +60,7 @@ def kill(pod: Gateway) -> None:
 
 
 def change(pod: Gateway, spec: GatewaySpec) -> None:
-    pod.service.change(lambda _: spec, by="test").result(timeout=10)
+    pod.service.change(lambda _: spec, by="test").result(timeout=60)
 
 
 def converged(pod: Gateway, *allowed: GatewaySpec) -> GatewaySpec:
@@ -163,7 +163,7 @@ def test_death_before_any_call_that_changes_the_disk(
         change(pod, example())
         change(pod, OTHER)
         system_calls(DieAt(n))
-        done = pod.service.change(lambda _: EMPTY, by="test").exception(timeout=10)
+        done = pod.service.change(lambda _: EMPTY, by="test").exception(timeout=60)
         system_calls(None)
         kill(pod)
         again = gateway(tmp_path / str(n), pod.kernel, journal_above=journal_above)
@@ -242,7 +242,7 @@ def test_the_writer_finds_out_by_itself_what_stands(tmp_path: Path) -> None:
     first.kernel.unreadable = False
     second.clock.now += 60
     second.service.kernel_changed()
-    second.service.compare().result(timeout=10)
+    second.service.compare().result(timeout=60)
     assert second.service.ready
     second.service.close()
 
@@ -258,7 +258,7 @@ def test_adopted_facts_survive_a_death(tmp_path: Path) -> None:
     second.kernel.faults = DieAt(1)
     wanted = edit_all(second.service.spec, [c.EipDel(address="192.168.0.10/24")])
     with pytest.raises(Died):
-        second.service.change(lambda _: wanted or EMPTY, by="test").result(timeout=10)
+        second.service.change(lambda _: wanted or EMPTY, by="test").result(timeout=60)
     kill(second)
     third = gateway(tmp_path / "two", first.kernel)
     assert third.service.facts == Facts(claimed=frozenset({address}))

@@ -52,7 +52,7 @@ def test_anothers_directory_is_refused(tmp_path: Path) -> None:
 def verb(run_dir: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "NATGW_RUN_DIR": str(run_dir)}
     argv = ["bash", str(SCRIPT), "init"]
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_a_verb_is_told_to_nobody_but_the_gateway(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def running(tmp_path: Path, version: str = VERSION, patience: float = 5.0) -> AsyncIterator[World]:
+async def running(tmp_path: Path, version: str = VERSION, patience: float = 60.0) -> AsyncIterator[World]:
     service = FakeService()
     env_file = tmp_path / "etc" / "nat-gateway.env"
     server = ExecServer(service, tmp_path, env_file, version, patience=patience)
@@ -271,9 +271,13 @@ def test_a_file_that_cannot_be_read_may_name_other_interfaces(tmp_path: Path) ->
 
 def test_a_stalled_caller_is_left_and_holds_up_nobody(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, patience=1.0) as world:
+        async with running(tmp_path) as world:
+            patience, world.server._patience = world.server._patience, 1.0
             reader, writer = await asyncio.open_unix_connection(str(world.path))
             writer.write(Request(HERE, {}, ("init",)).encode())  # and never the end of it
+            while not world.server._calls:
+                await asyncio.sleep(0.01)
+            world.server._patience = patience  # with others
             assert await world.call("init") == OK
             reply = decode_reply(await reader.read())
             assert reply.code == 1
@@ -286,7 +290,7 @@ def test_a_stalled_caller_is_left_and_holds_up_nobody(tmp_path: Path) -> None:
 
 def test_a_caller_that_takes_no_answer_is_left(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with running(tmp_path, version="x" * (8 << 20), patience=1.0) as world:
+        async with running(tmp_path, version="x" * (8 << 20), patience=3.0) as world:
             caller = socket.socket(socket.AF_UNIX)
             caller.connect(str(world.path))
             caller.sendall(Request(HERE, {}, ("get-iptables-version",)).encode())

@@ -20,8 +20,9 @@ from api.listen import tcp_socket
 from api.rate import network
 from api.tls import Exposure
 from tests.gateway_kit import STATE, Gateway, gateway
-from tests.http_kit import serving, unix
-from tests.test_http_server import TOKEN, free_port, token_file
+from tests.http_kit import PATIENCE, ask, serving, unix
+from tests.ports import free_port
+from tests.test_http_server import TOKEN, token_file
 
 FAST = Exposure(rate=(100_000, 100_000))
 RIGHT = {"authorization": f"Bearer {TOKEN}"}
@@ -66,7 +67,7 @@ LAST = b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 def statuses(listen: str, sent: bytes) -> list[int]:
     """The statuses of the answers to these bytes; if the connection is still one of requests, of ``LAST``, too: 401."""
     host, port = listen.split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as sock:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as sock:
         data = b""
         with contextlib.suppress(ConnectionError):
             sock.sendall(sent + LAST)
@@ -169,7 +170,7 @@ def test_without_the_token_no_path_leads_anywhere_but_to_the_console(listen: str
     status, _ = statuses(listen, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert status in (307, 401, 404)
     if status == 307:
-        assert httpx.get(f"http://{listen}{path}", follow_redirects=True).status_code in (401, 404)
+        assert ask("GET", f"http://{listen}{path}", follow_redirects=True).status_code in (401, 404)
 
 
 def test_the_console_serves_its_own_files_only_and_follows_no_link(made: Gateway, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ BOMBS: dict[str, bytes] = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_an_invalid_request(listen: str, run_dir: Path, name: str) -> None:
     for method, path in (("PUT", "/v1/gateway"), ("PATCH", "/v1/gateway"), ("PUT", "/v1/eips/192.168.0.20")):
-        answer = httpx.request(method, f"http://{listen}{path}", content=BOMBS[name], headers=JSON, timeout=60)
+        answer = ask(method, f"http://{listen}{path}", content=BOMBS[name], headers=JSON)
         assert answer.status_code in (400, 422), answer.text[:500]
         assert answer.headers["content-type"] == "application/problem+json"
 
@@ -210,13 +211,13 @@ def test_a_bomb_is_an_invalid_request(listen: str, run_dir: Path, name: str) -> 
     ["", "net1 ", "net\u0661", "\uff4eet1", "n\u202e1", "a" * 16, "../x", "eth0;reboot", "-i", "$(id)", "a\nb", "\0"],
 )
 def test_a_name_is_an_interfaces_or_refused(listen: str, word: str) -> None:
-    answer = httpx.put(f"http://{listen}/v1/gateway", json={**STATE, "interfaces": {"vpc": word}}, headers=RIGHT)
+    answer = ask("PUT", f"http://{listen}/v1/gateway", json={**STATE, "interfaces": {"vpc": word}}, headers=RIGHT)
     assert answer.status_code == 422
 
 
 def test_a_number_in_a_path_or_query_may_have_any_length(listen: str) -> None:
     for path in ("/v1/dnats/192.168.0.20/" + "9" * 9000 + "/tcp", "/v1/events?follow=false&after=" + "9" * 9000):
-        assert httpx.get(f"http://{listen}{path}", headers=RIGHT).status_code in (200, 404, 422)
+        assert ask("GET", f"http://{listen}{path}", headers=RIGHT).status_code in (200, 404, 422)
 
 
 # --- what is kept of a request ------------------------------------------------------------------------------------
@@ -227,10 +228,10 @@ def test_a_request_writes_no_line_of_its_own(listen: str, made: Gateway, caplog:
     headers = {**RIGHT, "user-agent": "x", "x-forwarded-for": "10.0.0.1", "forwarded": "for=10.0.0.1"}
     path = f"/v1/eips/192.168.0.77{forged}{'a' * 3000}"
     with caplog.at_level("DEBUG"):
-        httpx.put(f"http://{listen}{path}", headers=headers, json={"address": "192.168.0.77/24"})
+        ask("PUT", f"http://{listen}{path}", headers=headers, json={"address": "192.168.0.77/24"})
         eip = {"address": "192.168.0.78/24"}
-        assert httpx.put(f"http://{listen}/v1/eips/192.168.0.78", headers=headers, json=eip).status_code == 201
-        assert httpx.delete(f"http://{listen}/v1/eips/192.168.0.78?{forged}", headers=headers).status_code == 204
+        assert ask("PUT", f"http://{listen}/v1/eips/192.168.0.78", headers=headers, json=eip).status_code == 201
+        assert ask("DELETE", f"http://{listen}/v1/eips/192.168.0.78?{forged}", headers=headers).status_code == 204
     lines = [record.getMessage() for record in caplog.records]
     assert lines
     assert not [line for line in lines if not line.isprintable() or "all is well" in line]
@@ -240,7 +241,10 @@ def test_a_request_writes_no_line_of_its_own(listen: str, made: Gateway, caplog:
 
 def test_what_proxies_say_of_their_callers_is_not_believed(made: Gateway, tmp_path: Path) -> None:
     listen = f"127.0.0.1:{free_port()}"
-    with serving(made, tmp_path, listen, token_file(tmp_path), Exposure(rate=(0.1, 5))), httpx.Client() as client:
+    with (
+        serving(made, tmp_path, listen, token_file(tmp_path), Exposure(rate=(0.001, 5))),
+        httpx.Client(timeout=PATIENCE) as client,
+    ):
         forwarded = [{"x-forwarded-for": f"10.0.0.{n}", "forwarded": f"for=10.0.0.{n}"} for n in range(8)]
         answers = [client.get(f"http://{listen}/healthz", headers=headers).status_code for headers in forwarded]
         assert answers == [401] * 5 + [429] * 3
@@ -255,11 +259,11 @@ def test_one_host_of_ipv6_is_one_caller_whatever_address_it_takes() -> None:
 
 
 def test_all_of_ipv6_is_not_ipv4_as_well() -> None:
-    with contextlib.closing(tcp_socket("[::]:0")) as listener:
+    with contextlib.closing(tcp_socket(f"[::]:{free_port()}")) as listener:
         port = listener.getsockname()[1]
-        socket.create_connection(("::1", port), timeout=5).close()
+        socket.create_connection(("::1", port), timeout=PATIENCE).close()
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), timeout=5)
+            socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
 # --- browsers -----------------------------------------------------------------------------------------------------
@@ -278,14 +282,14 @@ def test_all_of_ipv6_is_not_ipv4_as_well() -> None:
 )
 def test_a_page_of_another_site_uses_nobodys_rights(listen: str, said: dict[str, str]) -> None:
     for method in ("GET", "DELETE", "POST", "OPTIONS"):
-        answer = httpx.request(method, f"http://{listen}/v1/eips/192.168.0.20", headers={**RIGHT, **said})
+        answer = ask(method, f"http://{listen}/v1/eips/192.168.0.20", headers={**RIGHT, **said})
         assert answer.status_code == 403
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
 def test_the_console_itself_and_programs_are_let_through(listen: str) -> None:
     for said in ({}, {"sec-fetch-site": "same-origin", "origin": f"http://{listen}"}, {"sec-fetch-site": "none"}):
-        assert httpx.get(f"http://{listen}/v1/status", headers={**RIGHT, **said}).status_code == 200
+        assert ask("GET", f"http://{listen}/v1/status", headers={**RIGHT, **said}).status_code == 200
 
 
 @pytest.fixture
@@ -303,10 +307,10 @@ def relay(listen: str, run_dir: Path) -> Iterator[tuple[str, str]]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    url, _, token = told.get(timeout=10).partition("/console/#token=")
+    url, _, token = told.get(timeout=PATIENCE).partition("/console/#token=")
     yield url.removeprefix("http://"), token
-    stop.get(timeout=10)()
-    thread.join(10)
+    stop.get(timeout=PATIENCE)()
+    thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +343,7 @@ def test_natgw_console_passes_one_request_to_read_and_no_other(relay: tuple[str,
 
 def test_a_problem_repeats_no_more_than_it_must(listen: str) -> None:
     for body in ({"x": "y" * 100_000}, {"eips": [{}] * 5000}):
-        answer = httpx.put(f"http://{listen}/v1/gateway", content=json.dumps(body), headers=JSON)
+        answer = ask("PUT", f"http://{listen}/v1/gateway", content=json.dumps(body), headers=JSON)
         assert answer.status_code == 422
         assert len(answer.content) < 30_000
     assert answer.json()["detail"].endswith("; and 4900 more")
@@ -348,5 +352,5 @@ def test_a_problem_repeats_no_more_than_it_must(listen: str) -> None:
 @pytest.mark.parametrize("value", ["{}", "[]", '"a":0', "1"])
 def test_a_body_of_millions_of_tiny_values_is_not_parsed(listen: str, value: str) -> None:
     """Each would take hundreds of bytes of memory, and thousands to say what is wrong with it."""
-    answer = httpx.put(f"http://{listen}/v1/gateway", content=f'{{"eips":[{f"{value}," * 2_000_000}', headers=JSON)
+    answer = ask("PUT", f"http://{listen}/v1/gateway", content=f'{{"eips":[{f"{value}," * 2_000_000}', headers=JSON)
     assert answer.status_code == 413

@@ -93,7 +93,8 @@ def test_the_end_of_the_daemon_waits_for_no_reader(tmp_path: Path) -> None:
         with serving(made, tmp_path):
             lines = reading.enter_context(http.stream("GET", "/v1/events")).iter_lines()
             next(lines)
-        assert [line for line in lines if line] == []  # whole to its end: nothing was cut off
+        # Whole to its end: nothing was cut off. (A comment says that the stream lives where this takes long.)
+        assert [line for line in lines if line and not line.startswith(":")] == []
     made.service.close()
 
 

@@ -19,8 +19,9 @@ from api.rate import CALLERS, Buckets
 from api.settings import BadSetting, Settings
 from api.tls import Exposure, TlsFiles
 from tests.gateway_kit import Gateway, gateway
-from tests.http_kit import assert_problem, serving, unix
-from tests.test_http_server import TOKEN, free_port, token_file
+from tests.http_kit import PATIENCE, ask, assert_problem, serving, unix
+from tests.ports import free_port
+from tests.test_http_server import TOKEN, token_file
 
 
 @pytest.fixture
@@ -59,20 +60,20 @@ def test_tls_is_spoken_and_a_new_certificate_holds_at_once(made: Gateway, tmp_pa
     right = {"authorization": f"Bearer {TOKEN}"}
     with serving(made, tmp_path, listen, token_file(tmp_path), Exposure(TlsFiles(files.cert, files.key))):
         url = f"https://{listen}/healthz"
-        assert httpx.get(url, headers=right, verify=caller(files)).text == "ok\n"
-        assert_problem(httpx.get(url, verify=caller(files)), 401, "unauthorized")
+        assert ask("GET", url, headers=right, verify=caller(files)).text == "ok\n"
+        assert_problem(ask("GET", url, verify=caller(files)), 401, "unauthorized")
         with pytest.raises(httpx.ConnectError):
-            httpx.get(url, headers=right, verify=caller(other))
+            ask("GET", url, headers=right, verify=caller(other))
         with pytest.raises(httpx.RemoteProtocolError):
-            httpx.get(f"http://{listen}/healthz", headers=right)
+            ask("GET", f"http://{listen}/healthz", headers=right)
         files.key.write_bytes(b"")  # half replaced: what was in use stays so
-        assert httpx.get(url, headers=right, verify=caller(files)).text == "ok\n"
+        assert ask("GET", url, headers=right, verify=caller(files)).text == "ok\n"
         old = caller(files)
         other.key.replace(files.key)
         other.cert.replace(files.cert)
-        assert httpx.get(url, headers=right, verify=caller(files)).text == "ok\n"
+        assert ask("GET", url, headers=right, verify=caller(files)).text == "ok\n"
         with pytest.raises(httpx.ConnectError):
-            httpx.get(url, headers=right, verify=old)
+            ask("GET", url, headers=right, verify=old)
 
 
 def test_callers_show_a_certificate_of_the_right_authority(made: Gateway, tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_callers_show_a_certificate_of_the_right_authority(made: Gateway, tmp_pa
     with serving(made, tmp_path, listen, None, Exposure(mutual)):
 
         def status(shows: TlsFiles | None) -> int:
-            return httpx.get(f"https://{listen}/healthz", verify=caller(server, shows)).status_code
+            return ask("GET", f"https://{listen}/healthz", verify=caller(server, shows)).status_code
 
         assert status(good) == 200  # without a token: the certificate is enough
         for shows in (None, bad):
@@ -103,8 +104,8 @@ def test_with_both_both_are_asked_for(made: Gateway, tmp_path: Path) -> None:
     exposure = Exposure(TlsFiles(own.cert, own.key, own.cert))
     with serving(made, tmp_path, listen, token_file(tmp_path), exposure):
         url, context = f"https://{listen}/healthz", caller(own, own)
-        assert httpx.get(url, verify=context).status_code == 401
-        assert httpx.get(url, verify=context, headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+        assert ask("GET", url, verify=context).status_code == 401
+        assert ask("GET", url, verify=context, headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
 def test_unusable_files_are_refused_before_anything_listens(made: Gateway, tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_it_does_not_listen_where_tenants_or_outsiders_call(made: Gateway, tmp_p
 def test_it_listens_there_if_told_so_in_so_many_words(made: Gateway, tmp_path: Path) -> None:
     port = free_port()
     with serving(made, tmp_path, f"0.0.0.0:{port}", token_file(tmp_path), Exposure(anywhere=True)):
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 401
+        assert ask("GET", f"http://127.0.0.1:{port}/healthz").status_code == 401
 
 
 # --- how often, and who -----------------------------------------------------------------------------------
@@ -145,11 +146,11 @@ def test_it_listens_there_if_told_so_in_so_many_words(made: Gateway, tmp_path: P
 
 def test_a_caller_that_calls_too_often_is_told_when_to_come_back(made: Gateway, tmp_path: Path) -> None:
     listen = f"127.0.0.1:{free_port()}"
-    exposure = Exposure(rate=(0.5, 5))
-    with serving(made, tmp_path, listen, token_file(tmp_path), exposure), httpx.Client() as client:
+    exposure = Exposure(rate=(0.01, 5))  # so slowly that a test that stands still gets none back
+    with serving(made, tmp_path, listen, token_file(tmp_path), exposure), httpx.Client(timeout=PATIENCE) as client:
         answers = [client.get(f"http://{listen}/healthz") for _ in range(8)]
         assert [answer.status_code for answer in answers[:5]] == [401] * 5
-        assert 1 <= int(assert_and_header(answers[7])) <= 2
+        assert 1 <= int(assert_and_header(answers[7])) <= 100
         assert unix(tmp_path / "api.sock").get("/healthz").status_code == 200
 
 

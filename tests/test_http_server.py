@@ -19,7 +19,8 @@ from api.http import serve_http
 from api.http_app import build_app
 from api.listen import CannotListen, check_listen, parse_listen, tcp_socket
 from tests.gateway_kit import STATE, Gateway, gateway
-from tests.http_kit import assert_problem, call, serving, unix
+from tests.http_kit import PATIENCE, ask, assert_problem, call, serving, unix
+from tests.ports import free_port
 
 TOKEN = "correct horse battery staple"
 
@@ -29,13 +30,6 @@ def made(tmp_path: Path) -> Iterator[Gateway]:
     made = gateway(tmp_path / "state")
     yield made
     made.service.close()
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
 
 
 def token_file(directory: Path, token: str = TOKEN) -> Path:
@@ -101,7 +95,7 @@ def test_a_request_that_runs_is_answered_before_the_end(made: Gateway, tmp_path:
     def slow(step: str) -> None:
         made.kernel.faults = None
         entered.set()
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE)
 
     made.kernel.faults = slow
     answers: list[int] = []
@@ -113,16 +107,16 @@ def test_a_request_that_runs_is_answered_before_the_end(made: Gateway, tmp_path:
     with serving(made, tmp_path):
         caller = threading.Thread(target=put)
         caller.start()
-        assert entered.wait(10)
+        assert entered.wait(PATIENCE)
         threading.Timer(0.3, go_on.set).start()
-    caller.join(timeout=10)
+    caller.join(timeout=PATIENCE)
     assert answers == [201]
 
 
 def test_tcp_needs_the_token_and_the_unix_socket_does_not(made: Gateway, tmp_path: Path) -> None:
     listen = f"127.0.0.1:{free_port()}"
     path = token_file(tmp_path)
-    with serving(made, tmp_path, listen, path), httpx.Client(base_url=f"http://{listen}") as client:
+    with serving(made, tmp_path, listen, path), httpx.Client(timeout=PATIENCE, base_url=f"http://{listen}") as client:
         bad = ("", "Bearer", "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN)
         for headers in [{}, *({"authorization": b} for b in bad), {"authorization": b"Bearer \xff".decode("latin-1")}]:
             encoded = {key: value.encode("latin-1") for key, value in headers.items()}
@@ -148,10 +142,10 @@ def test_tcp_needs_the_token_and_the_unix_socket_does_not(made: Gateway, tmp_pat
 
 
 def test_tcp_on_ipv6(made: Gateway, tmp_path: Path) -> None:
-    listen = f"[::1]:{free_port('::1')}"
+    listen = f"[::1]:{free_port()}"
     with serving(made, tmp_path, listen, token_file(tmp_path)):
         headers = {"authorization": f"Bearer {TOKEN}"}
-        assert httpx.get(f"http://{listen}/healthz", headers=headers).text == "ok\n"
+        assert ask("GET", f"http://{listen}/healthz", headers=headers).text == "ok\n"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +208,7 @@ def test_too_large_a_body_is_refused_whether_announced_or_only_sent(made: Gatewa
 def test_many_connections_at_once(made: Gateway, tmp_path: Path) -> None:
     async def go() -> list[int]:
         transport = httpx.AsyncHTTPTransport(uds=str(tmp_path / "api.sock"), limits=httpx.Limits(max_connections=100))
-        async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=30) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=PATIENCE) as client:
             answers = await asyncio.gather(
                 *(client.put(f"/v1/eips/192.168.0.{i}", json={"address": f"192.168.0.{i}/24"}) for i in range(20, 220))
             )

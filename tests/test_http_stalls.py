@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -19,11 +20,12 @@ from api.http_connections import Patience
 from api.tls import Exposure, TlsFiles
 from gateway import meters
 from tests.gateway_kit import STATE, Gateway, gateway
-from tests.http_kit import serving, unix
+from tests.http_kit import PATIENCE, ask, serving, unix
+from tests.ports import free_port
 from tests.test_http_exposed import certificate
-from tests.test_http_server import TOKEN, free_port, token_file
+from tests.test_http_server import TOKEN, token_file
 
-SHORT = Patience(0.6, 1.2, 0.9)
+LONG, SHORT = Patience(200.0, 200.0, 200.0), Patience(0.6, 1.2, 0.9)
 CROWD = 2000
 HEAD = b"PUT /v1/gateway HTTP/1.1\r\nHost: x\r\n"
 BODY = HEAD + b"Content-Length: 1000\r\n\r\n{"
@@ -36,6 +38,23 @@ def made(tmp_path: Path) -> Iterator[Gateway]:
     made = gateway(tmp_path / "state")
     yield made
     made.service.close()
+
+
+@dataclass
+class Mood:
+    """The patience of a listener; it is short only while that is what is tried, so that no other request is cut."""
+
+    head: float = LONG.head
+    body: float = LONG.body
+    answer: float = LONG.answer
+
+    def become(self, patience: Patience) -> None:
+        self.head, self.body, self.answer = patience.head, patience.body, patience.answer
+
+
+@pytest.fixture
+def mood() -> Mood:
+    return Mood()
 
 
 def connect(path: Path) -> socket.socket:
@@ -81,36 +100,39 @@ STALLS: dict[str, tuple[bytes, bytes]] = {
 
 
 @pytest.mark.parametrize("name", STALLS)
-def test_each_wait_for_a_caller_ends(made: Gateway, tmp_path: Path, name: str) -> None:
+def test_each_wait_for_a_caller_ends(made: Gateway, tmp_path: Path, mood: Mood, name: str) -> None:
     first, then = STALLS[name]
     before = cut("slow")
-    with serving(made, tmp_path, patience=SHORT), connect(tmp_path / "api.sock") as sock:
+    with serving(made, tmp_path, patience=mood), connect(tmp_path / "api.sock") as sock:
         sock.sendall(first)
+        mood.become(SHORT)
         if then:
-            assert drip(sock, then, time.monotonic() + 10)
+            assert drip(sock, then, time.monotonic() + PATIENCE)
         else:
-            sock.settimeout(10)
+            sock.settimeout(PATIENCE)
             with contextlib.suppress(ConnectionResetError):
                 while sock.recv(65536):
                     pass
         assert cut("slow") == before + 1
+        mood.become(LONG)
         assert unix(tmp_path / "api.sock").get("/healthz").status_code == 200
 
 
-def test_who_reads_no_answer_is_cut(made: Gateway, tmp_path: Path) -> None:
+def test_who_reads_no_answer_is_cut(made: Gateway, tmp_path: Path, mood: Mood) -> None:
     before = cut("slow")
-    with serving(made, tmp_path, patience=SHORT), connect(tmp_path / "api.sock") as sock:
+    with serving(made, tmp_path, patience=mood), connect(tmp_path / "api.sock") as sock:
         fill(sock)
-        assert drip(sock, ASK, time.monotonic() + 10)
+        mood.become(SHORT)
+        assert drip(sock, ASK, time.monotonic() + PATIENCE)
         assert cut("slow") == before + 1
 
 
-def test_an_answer_that_nobody_takes_does_not_outlive_its_connection(made: Gateway, tmp_path: Path) -> None:
+def test_an_answer_that_nobody_takes_does_not_outlive_its_connection(made: Gateway, tmp_path: Path, mood: Mood) -> None:
     """The server closes behind this answer; what it cannot send must not stay for ever."""
     path = tmp_path / "api.sock"
     dnat = {"eip": "192.168.0.20", "protocol": "tcp", "internalIp": "10.0.1.11", "internalPort": 80}
     dnats = [{**dnat, "externalPort": 1 + n} for n in range(5000)]  # more than fits a socket's buffer
-    with serving(made, tmp_path, patience=SHORT):
+    with serving(made, tmp_path, patience=mood):
         with unix(path) as client:
             answer = client.put("/v1/gateway", json={"eips": [{"address": "192.168.0.20/24"}], "dnats": dnats})
             assert answer.status_code == 201
@@ -118,7 +140,8 @@ def test_an_answer_that_nobody_takes_does_not_outlive_its_connection(made: Gatew
         before = cut("slow")
         with connect(path) as sock:
             sock.sendall(b"GET /v1/gateway HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            deadline = time.monotonic() + 10
+            mood.become(SHORT)
+            deadline = time.monotonic() + PATIENCE
             while cut("slow") == before and time.monotonic() < deadline:
                 time.sleep(0.05)
             received = len(b"".join(iter(lambda: sock.recv(1 << 20), b"")))
@@ -126,38 +149,44 @@ def test_an_answer_that_nobody_takes_does_not_outlive_its_connection(made: Gatew
         assert 1000 < received < whole
 
 
-def test_a_handshake_that_does_not_come_ends(made: Gateway, tmp_path: Path) -> None:
+def test_a_handshake_that_does_not_come_ends(made: Gateway, tmp_path: Path, mood: Mood) -> None:
     listen = f"127.0.0.1:{free_port()}"
     files = certificate(tmp_path, "one")
     exposure = Exposure(TlsFiles(files.cert, files.key))
-    with serving(made, tmp_path, listen, token_file(tmp_path), exposure, patience=SHORT):
+    with serving(made, tmp_path, listen, token_file(tmp_path), exposure, patience=mood):
         host, port = listen.split(":")
-        with socket.create_connection((host, int(port)), timeout=10) as sock:
+        mood.become(SHORT)
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as sock:
             assert sock.recv(100) == b""
+        mood.become(LONG)
         context = ssl.create_default_context(cafile=str(files.cert))
-        assert httpx.get(f"https://{listen}/healthz", headers=RIGHT, verify=context).text == "ok\n"
+        assert ask("GET", f"https://{listen}/healthz", headers=RIGHT, verify=context).text == "ok\n"
 
 
-def test_what_waits_for_the_gateway_is_not_cut(made: Gateway, tmp_path: Path) -> None:
+def test_what_waits_for_the_gateway_is_not_cut(made: Gateway, tmp_path: Path, mood: Mood) -> None:
     """A stream without an event, and a change that takes its time, both far longer than any patience."""
     entered, go_on = threading.Event(), threading.Event()
 
     def slow(_: str) -> None:
         made.kernel.faults = None
         entered.set()
-        assert go_on.wait(20)
+        assert go_on.wait(100)
 
     path, answers = tmp_path / "api.sock", []
     made.kernel.faults = slow
-    with serving(made, tmp_path, patience=SHORT), unix(path) as client, client.stream("GET", "/v1/events") as stream:
+    with serving(made, tmp_path, patience=mood), unix(path) as client, client.stream("GET", "/v1/events") as stream:
         lines = stream.iter_lines()
         assert next(lines).startswith("retry: ")
-        writer = threading.Thread(target=lambda: answers.append(unix(path).put("/v1/gateway", json=STATE, timeout=30)))
+        writer = threading.Thread(
+            target=lambda: answers.append(unix(path).put("/v1/gateway", json=STATE, timeout=PATIENCE))
+        )
         writer.start()
-        assert entered.wait(10)
+        assert entered.wait(PATIENCE)
+        mood.become(SHORT)
         time.sleep(4 * SHORT.body)
+        mood.become(LONG)
         go_on.set()
-        writer.join(timeout=20)
+        writer.join(timeout=PATIENCE)
         assert [answer.status_code for answer in answers] == [201]
         assert any(line.startswith("event: change") for line in lines)
 
@@ -192,12 +221,15 @@ def test_a_crowd_from_one_address_displaces_its_own(made: Gateway, tmp_path: Pat
     verify = ssl.create_default_context(cafile=str(files.cert)) if encrypted else True
 
     def stranger() -> socket.socket:
-        return socket.create_connection((host, int(port)), timeout=20, source_address=("127.0.0.2", 0))
+        return socket.create_connection((host, int(port)), timeout=PATIENCE, source_address=("127.0.0.2", 0))
 
     with serving(made, tmp_path, listen, token_file(tmp_path), exposure), contextlib.ExitStack() as stack:
         client = stack.enter_context(
             httpx.Client(
-                base_url=f"http{'s' if encrypted else ''}://{listen}", headers=RIGHT, verify=verify, timeout=20
+                timeout=PATIENCE,
+                base_url=f"http{'s' if encrypted else ''}://{listen}",
+                headers=RIGHT,
+                verify=verify,
             )
         )
         following = stack.enter_context(client.stream("GET", "/v1/events"))
@@ -226,7 +258,7 @@ def test_no_more_are_open_than_there_may_be_and_the_rest_waits_its_turn(
                 late.recv(100)
             streams.pop().close()  # type: ignore[attr-defined]
             streams.pop().close()  # type: ignore[attr-defined]
-            late.settimeout(10)
+            late.settimeout(PATIENCE)
             assert late.recv(100).startswith(b"HTTP/1.1 200")
 
 

@@ -87,7 +87,7 @@ def test_in_a_load_balancers_pod_explain_answers_too(tmp_path: Path) -> None:
     made = gateway(tmp_path)
     dnat = {**LB["dnats"][0], "gateway": "10.0.1.1"}  # type: ignore[dict-item]
     spec = LoadBalancerSpec.model_validate({**LB, "dnats": [dnat]})
-    made.service.balance(lambda _: spec, by="test").result(timeout=10)
+    made.service.balance(lambda _: spec, by="test").result(timeout=60)
     question = {"protocol": "tcp", "src": "203.0.113.5:40000", "dst": "192.168.0.30:80"}
     told = call(build_app(made.service), "GET", "/v1/explain", params=question).json()
     assert (told["verdict"], told["outInterface"], told["final"]["destination"]) == ("forwarded", "eth0", "10.96.0.20")

@@ -39,7 +39,7 @@ def said(pod: Gateway) -> list[str]:
 def test_a_change_is_told_by_its_objects(pod: Gateway) -> None:
     run(pod.service, c.Init(), EIP)
     asker = Asker("dnat-add 192.168.0.10,8888,tcp,10.0.1.10,80", pid=4711, uid=0)
-    pod.service.change(commands(DNAT), by=asker).result(timeout=10)
+    pod.service.change(commands(DNAT), by=asker).result(timeout=60)
     event = pod.service.journal.events()[-1]
     assert event.what == "+ DNAT 192.168.0.10:8888/tcp -> 10.0.1.10:80"
     assert (event.kind, event.by, event.pid, event.uid, event.outcome) == ("change", asker.words, 4711, 0, "done")
@@ -55,7 +55,7 @@ def test_nothing_happens_nothing_is_told(pod: Gateway, caplog: pytest.LogCapture
     before = said(pod)
     with caplog.at_level(logging.DEBUG):
         run(pod.service, c.Init(), EIP, announce=("192.168.0.10",))
-        pod.service.change(lambda _: example(), by="test", dry_run=True).result(timeout=10)
+        pod.service.change(lambda _: example(), by="test", dry_run=True).result(timeout=60)
         pod.service.kernel_changed()
         run(pod.service, c.Init())
     assert said(pod) == before
@@ -137,7 +137,7 @@ def test_a_refusal_is_told_once_however_often_it_is_asked_for(pod: Gateway) -> N
 
 def test_an_adopted_gateway_is_told(tmp_path: Path) -> None:
     first = gateway(tmp_path / "one")
-    first.service.change(lambda _: example(), by="test").result(timeout=10)
+    first.service.change(lambda _: example(), by="test").result(timeout=60)
     first.service.close()
     second = gateway(tmp_path / "two", first.kernel)
     (event,) = [event for event in second.service.journal.events() if event.kind == "adopted"]
@@ -192,7 +192,7 @@ def test_threads_that_record_and_read_lose_nothing() -> None:
             writer.start()
         got = []
         while len(got) < 400:
-            taken = reader.wait(10)
+            taken = reader.wait(60)
             assert taken
             got += taken
         for writer in writers:
@@ -205,7 +205,7 @@ def test_a_reader_that_waits_is_let_go_at_the_end(journal: Journal) -> None:
     waiting = threading.Thread(target=reader.wait)
     waiting.start()
     journal.hang_up()
-    waiting.join(10)
+    waiting.join(60)
     assert not waiting.is_alive()
     assert reader.ended
 

@@ -14,23 +14,15 @@ from typing import Any
 import pytest
 
 import lab.lifecycle
+from tests.ports import free_port
 
 PEER = Path(lab.lifecycle.PEER)
-
-
-def free_port() -> int:
-    """A port free for tcp and for udp just now."""
-    with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        tcp.bind(("127.0.0.1", 0))
-        port: int = tcp.getsockname()[1]
-        udp.bind(("127.0.0.1", port))
-        return port
 
 
 def ask(*tasks: dict[str, Any]) -> list[dict[str, str]]:
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(PEER), "ask"],
-        input=json.dumps([{"to": "127.0.0.1", "wait": 5.0, **task} for task in tasks]),
+        input=json.dumps([{"to": "127.0.0.1", "wait": 30.0, **task} for task in tasks]),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     replies: list[dict[str, str]] = json.loads(done.stdout)
@@ -57,7 +49,7 @@ def test_tcp_and_udp_tell_who_answers_and_who_asked(server: int) -> None:
 
 
 def test_http_is_understood_as_well(server: int) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server}/any", timeout=5) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server}/any", timeout=30) as reply:
         assert json.load(reply) == {"host": "me", "peer": "127.0.0.1"}
 
 

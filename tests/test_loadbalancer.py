@@ -184,7 +184,7 @@ def test_connections_from_before_their_port_end_when_it_comes() -> None:
 
 
 def balance(made: Gateway, *drawn: BalancerCommand, announce: tuple[str, ...] = ()) -> None:
-    made.service.balance(lambda spec: edit(spec, drawn), by="test", announce=announce).result(timeout=10)
+    made.service.balance(lambda spec: edit(spec, drawn), by="test", announce=announce).result(timeout=60)
 
 
 def test_arp_is_off_until_the_address_comes_and_stays_on(tmp_path: Path) -> None:
@@ -251,11 +251,11 @@ def test_a_pod_is_a_gateway_or_a_load_balancer(tmp_path: Path) -> None:
     balancer = gateway(tmp_path / "one")
     balance(balancer, EIP)
     with pytest.raises(OtherAppliance, match="cannot be a NAT gateway"):
-        balancer.service.change(lambda _: example(), by="test").result(timeout=10)
+        balancer.service.change(lambda _: example(), by="test").result(timeout=60)
     assert balancer.service.spec is None
     assert balancer.service.status().appliance == "lb-svc"
     nat = gateway(tmp_path / "other")
-    nat.service.change(lambda _: example(), by="test").result(timeout=10)
+    nat.service.change(lambda _: example(), by="test").result(timeout=60)
     with pytest.raises(OtherAppliance, match="cannot be a load balancer"):
         balance(nat, EIP)
     assert edit_all(nat.service.spec, []) == example()

@@ -25,7 +25,7 @@ class Disk(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        assert self.works.wait(10)
+        assert self.works.wait(60)
         self.lines.append(self.format(record))
 
 
@@ -37,10 +37,25 @@ def disk() -> Iterator[Disk]:
 
 
 @pytest.fixture
-def log(disk: Disk) -> logging.Logger:
+def log(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """Who logs waits long for a disk that works; the tests say when it does not."""
+    monkeypatch.setattr(logs, "LAST_SECONDS", 60.0)
     made = logging.Logger("test")
-    made.addHandler(Unhurried(disk))
+    made.addHandler(Unhurried(disk, patience=60.0))
     return made
+
+
+def stick(disk: Disk, log: logging.Logger) -> None:
+    """From now on no line is written, and nobody waits for one any longer than usual."""
+    disk.works.clear()
+    log.handlers[0]._patience = logs.PATIENCE  # type: ignore[attr-defined]
+
+
+def work(disk: Disk, log: logging.Logger) -> None:
+    """The disk works again; returns when all is written."""
+    log.handlers[0]._patience = 60.0  # type: ignore[attr-defined]
+    disk.works.set()
+    log.handlers[0].flush()
 
 
 def test_a_line_is_written_when_the_call_returns(disk: Disk, log: logging.Logger) -> None:
@@ -50,14 +65,13 @@ def test_a_line_is_written_when_the_call_returns(disk: Disk, log: logging.Logger
 
 
 def test_a_disk_that_does_not_answer_holds_up_nobody_and_loses_nothing(disk: Disk, log: logging.Logger) -> None:
-    disk.works.clear()
+    stick(disk, log)
     changing = ["first"]
     for number in range(1000):
         log.info("%d %s", number, changing)
         changing[0] = "later"  # what was logged is what was so then
     assert disk.lines == []
-    disk.works.set()
-    log.handlers[0].flush()
+    work(disk, log)
     assert disk.lines == ["0 ['first']", *(f"{number} ['later']" for number in range(1, 1000))]
     log.info("at once again")
     assert disk.lines[-1] == "at once again"
@@ -67,11 +81,10 @@ def test_what_waits_is_bounded_and_what_is_lost_is_told(
     disk: Disk, log: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logs, "MOST_WAITING", 10)
-    disk.works.clear()
+    stick(disk, log)
     for number in range(20):
         log.info("line %d", number)
-    disk.works.set()
-    log.handlers[0].flush()
+    work(disk, log)
     log.info("the next")
     log.handlers[0].flush()
     kept = [line for line in disk.lines if line.startswith("line")]

@@ -91,7 +91,7 @@ class Life(RuleBasedStateMachine):
         """Die at any step, be it one of the change or one of undoing it after a refusal."""
         self.kernel.faults = DieAt(dead)
         future = self.pod.service.change(lambda _: spec, by="test")
-        died = isinstance(future.exception(timeout=10), Died)
+        died = isinstance(future.exception(timeout=60), Died)
         self.restart()
         assert self.pod.service.spec == (self.model if died or future.exception() else spec)
         self.model = self.pod.service.spec
@@ -153,7 +153,7 @@ class Life(RuleBasedStateMachine):
     def carry_out(self, listed: list[c.Command]) -> None:
         before = standing(self.kernel)
         future = self.pod.service.change(lambda spec: _edited(spec, listed), by="test")
-        error = future.exception(timeout=10)
+        error = future.exception(timeout=60)
         try:
             wanted: GatewaySpec | None = _edited(self.model, listed)
         except (Conflict, NotInitialized) as refusal:
@@ -166,7 +166,7 @@ class Life(RuleBasedStateMachine):
 
     def change_to(self, spec: GatewaySpec, *, reverts: bool = True) -> None:
         before = standing(self.kernel)
-        error = self.pod.service.change(lambda _: spec, by="test").exception(timeout=10)
+        error = self.pod.service.change(lambda _: spec, by="test").exception(timeout=60)
         self.settle(error, spec, before, reverts=reverts)
 
     def settle(
@@ -191,7 +191,7 @@ class Life(RuleBasedStateMachine):
         self.pod.clock.now += 100
         self.pod.service.kernel_changed()
         try:
-            left = self.pod.service.compare().result(timeout=10).plan
+            left = self.pod.service.compare().result(timeout=60).plan
         except NotInitialized:
             assert self.model is None
             return

@@ -25,6 +25,7 @@ from gateway.observer.table import FlowTable
 from gateway.small import exposition
 from gateway.small.loop import Loop
 from tests.observer_kit import flow
+from tests.ports import free_port
 
 PROGRAM = Path(__file__).parent.parent / "image" / "rootfs" / "kube-ovn" / "vpc-egress-gateway-observer"
 STATUS = [
@@ -243,6 +244,7 @@ def test_the_program_says_what_it_lacks(tmp_path: Path) -> None:
 def test_health_check(reply: bytes, well: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(probe, "check", lambda: real(server.getsockname()))
+        monkeypatch.setattr(probe, "TIMEOUT", 60.0)
 
         def serve() -> None:
             peer, _ = server.accept()
@@ -253,15 +255,14 @@ def test_health_check(reply: bytes, well: bool, monkeypatch: pytest.MonkeyPatch)
         thread = threading.Thread(target=serve)
         thread.start()
         assert probe.main([]) == (0 if well else 1)
-        thread.join(10)
+        thread.join(60)
 
 
 real = probe.check
 
 
 def test_health_check_without_an_observer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = server.getsockname()
+    address = ("127.0.0.1", free_port())
     monkeypatch.setattr(probe, "check", lambda: real(address))
     assert probe.main([]) == 1
     assert "refused" in capsys.readouterr().err

@@ -27,16 +27,16 @@ class Stuck:
         self._entered, self._free = threading.Event(), threading.Event()
         pod.kernel.faults = self._wait
         self.first = pod.service.change(commands(EIP), by="test")
-        assert self._entered.wait(10)
+        assert self._entered.wait(60)
 
     def _wait(self, _: str) -> None:
         self._entered.set()
-        assert self._free.wait(10)
+        assert self._free.wait(100)
 
     def let_go(self) -> None:
         self._pod.kernel.faults = None
         self._free.set()
-        self.first.result(timeout=10)
+        self.first.result(timeout=60)
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def test_what_waits_too_long_is_not_done(pod: Gateway) -> None:
     pod.clock.now += LONGEST_WAIT + 1
     in_time = pod.service.change(commands(DNAT.model_copy(update={"external_port": 1})), by="test")
     stuck.let_go()
-    assert isinstance(late.exception(timeout=10), Busy)
-    in_time.result(timeout=10)
+    assert isinstance(late.exception(timeout=60), Busy)
+    in_time.result(timeout=60)
     assert len(pod.kernel.chains[SHARED_DNAT]) == 1
 
 
@@ -117,17 +117,17 @@ def test_a_storm_of_calls_ends_in_the_state_that_they_ask_for(pod: Gateway) -> N
         list(controllers.map(controller, range(2)))
     assert len(pod.kernel.chains[SHARED_DNAT]) == len(ports)
     assert pod.service.ready
-    assert not pod.service.compare().result(timeout=10).plan
+    assert not pod.service.compare().result(timeout=60).plan
 
 
 @pytest.mark.parametrize("jump", [-(10.0**8), 10.0**8])
 def test_a_jump_of_the_wall_clock_moves_nothing_but_what_people_read(pod: Gateway, jump: float) -> None:
-    pod.service.change(lambda _: example(), by="test").result(timeout=10)
+    pod.service.change(lambda _: example(), by="test").result(timeout=60)
     before, wall = pod.service.status(), pod.clock.time
     pod.clock.time = lambda: wall() + jump  # type: ignore[method-assign]
     pod.kernel.addresses.clear()
     pod.service.kernel_changed()
-    pod.service.compare().result(timeout=10)
+    pod.service.compare().result(timeout=60)
     after = pod.service.status()
     assert after.ready
     assert after.drift.repairs == before.drift.repairs + 1

@@ -35,7 +35,7 @@ def commands(*listed: c.Command) -> Edit:
 
 
 def run(service: Service, *listed: c.Command, announce: tuple[str, ...] = ()) -> Outcome:
-    return service.change(commands(*listed), by="test", announce=announce).result(timeout=10)
+    return service.change(commands(*listed), by="test", announce=announce).result(timeout=60)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_repeated_eip_is_announced_when_asked_and_withdrawn_when_gone(pod: Gat
 def test_a_dry_run_plans_and_changes_nothing(pod: Gateway) -> None:
     run(pod.service, c.Init())
     writes = pod.kernel.writes
-    outcome = pod.service.change(lambda _: example(), by="test", dry_run=True).result(timeout=10)
+    outcome = pod.service.change(lambda _: example(), by="test", dry_run=True).result(timeout=60)
     assert outcome.plan
     assert pod.kernel.writes == writes
     assert pod.service.spec == GatewaySpec()
@@ -173,7 +173,7 @@ def test_connections_that_the_last_change_made_stale_end_after_a_death_as_well(t
 
 def test_a_restart_finds_the_last_state_and_writes_nothing(tmp_path: Path) -> None:
     first = gateway(tmp_path)
-    first.service.change(lambda _: example(), by="test").result(timeout=10)
+    first.service.change(lambda _: example(), by="test").result(timeout=60)
     first.service.close()
     writes = first.kernel.writes
     second = gateway(tmp_path, first.kernel)
@@ -184,7 +184,7 @@ def test_a_restart_finds_the_last_state_and_writes_nothing(tmp_path: Path) -> No
 
 def test_a_restart_in_an_empty_namespace_restores_everything(tmp_path: Path) -> None:
     first = gateway(tmp_path)
-    first.service.change(lambda _: example(), by="test").result(timeout=10)
+    first.service.change(lambda _: example(), by="test").result(timeout=60)
     first.service.close()
     second = gateway(tmp_path, FakeKernel.gateway_pod())
     assert second.kernel.chains == first.kernel.chains
@@ -193,7 +193,7 @@ def test_a_restart_in_an_empty_namespace_restores_everything(tmp_path: Path) -> 
 
 def test_without_its_files_the_spec_is_read_from_the_kernel(tmp_path: Path) -> None:
     first = gateway(tmp_path / "one")
-    first.service.change(lambda _: example(), by="test").result(timeout=10)
+    first.service.change(lambda _: example(), by="test").result(timeout=60)
     first.service.close()
     writes = first.kernel.writes
     second = gateway(tmp_path / "two", first.kernel)
@@ -205,7 +205,7 @@ def test_without_its_files_the_spec_is_read_from_the_kernel(tmp_path: Path) -> N
 
 def test_an_adopted_eip_takes_its_unmarked_address_along_even_after_a_restart(tmp_path: Path) -> None:
     first = gateway(tmp_path / "one")
-    first.service.change(lambda _: example(), by="test").result(timeout=10)
+    first.service.change(lambda _: example(), by="test").result(timeout=60)
     first.service.close()
     address = AddressKey("net1", "192.168.0.10/24")
     first.kernel.addresses[address] = False  # as another program leaves it
@@ -294,11 +294,11 @@ def test_it_says_once_whether_maps_decide_and_why_not(tmp_path: Path) -> None:
     made = gateway(tmp_path, kernel)
     service = made.service
     assert not service.status().fastpath.on
-    service.change(lambda _: example(), by="test").result(timeout=10)
+    service.change(lambda _: example(), by="test").result(timeout=60)
     assert service.status().fastpath == FastpathStatus(on=True)
     kernel.no_maps = "another rule may come ahead of ours: nft table ip theirs, chain prerouting"
     for _ in range(2):
-        service.change(lambda _: example(), by="test").result(timeout=10)
+        service.change(lambda _: example(), by="test").result(timeout=60)
         assert service.status().fastpath == FastpathStatus(on=False, reason=kernel.no_maps)
         assert not kernel.maps.stands
     told = [event.what for event in service.journal.events() if event.kind == "fastpath"]

@@ -102,7 +102,6 @@ class Stream(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        self.flow.far.settimeout(1)
         while not self._stopped.wait(0.002):
             token = self.sent.to_bytes(4, "big")
             self.flow.near.send(token)

@@ -8,6 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_IPV6 = Path("/proc/net/if_inet6")  # absent, or without the loopback's address, where a machine has no IPv6
+_FAMILIES = [(socket.AF_INET, "0.0.0.0")]
+if _IPV6.exists() and f"{1:032x} " in _IPV6.read_text():
+    _FAMILIES.append((socket.AF_INET6, "::1"))
 _reserved: list[socket.socket] = []
 
 
@@ -31,7 +35,7 @@ def _reserve(port: int) -> bool:
     try:
         name.bind(f"\0natgw-tests-port-{port}")
         with ExitStack() as probes:
-            for family, anywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1")):
+            for family, anywhere in _FAMILIES:
                 for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
                     probes.enter_context(socket.socket(family, kind)).bind((anywhere, port))
     except OSError:

@@ -21,7 +21,8 @@ UNIT = "milliseconds"
 NOTES = (
     "Every call is timed from outside, process start included, as a controller sees it; calls take turns. The bare "
     "edit is one rule through iptables-restore --noflush, in a namespace that holds the same rules. The plain script "
-    "is what one does without a daemon: list the table, run iptables, wait for arping."
+    "is what one does without a daemon: list the table, run iptables, wait for arping. An eip-add comes straight "
+    "behind a dnat-del; in the nft variant the kernel lets it wait until what that deleted has been given back."
 )
 INTERPRETER, DNAT_ADD, DNAT_DEL = "python3 -I -S -c pass", "dnat-add", "dnat-del"
 BARE, REPEATED, EIP_ADD, ON_WIRE = "bare edit", "dnat-add, repeated", "eip-add", "eip-add, first frame"

@@ -45,7 +45,7 @@ def packets(scale: Scale) -> Report:
             beds.append((WITH, size, one.bed))
         settle(made, scale.pick(2, 2, 0))
         bursts, seconds = scale.pick((4, 0.1), (4, 0.1), (1, 0.05))
-        for _ in range(scale.pick(9, 3, 1)):
+        for _ in range(scale.pick(13, 3, 1)):
             for label, size, bed in random.sample(beds, len(beds)):
                 with line(bed, traffic) as through:
                     ran = [through.round(seconds, connections=CONNECTIONS) for _ in range(bursts)]
@@ -73,8 +73,9 @@ def streams(scale: Scale) -> Report:
     with bare(rule, chains=True, polled=False) as bed, gateway(polled=False) as made:
         made.put(spec)
         settle([made], scale.pick(2, 2, 0))
-        for _ in range(scale.pick(7, 3, 1)):
-            for into, one in ((plain, bed), (full, made.bed)):
+        turn = [(plain, bed), (full, made.bed)]
+        for _ in range(scale.pick(21, 3, 1)):
+            for into, one in random.sample(turn, len(turn)):
                 into.append(_stream(one, 1))
     report.figures = [Figure(CHAINS, tuple(plain)), Figure(f"gateway with {size:,} port mappings", tuple(full))]
     report.ratio(f"gateway against {CHAINS}", report.figures[1], report.figures[0], at_least=0.97)

@@ -72,8 +72,25 @@ def converged(pod: Gateway, *allowed: GatewaySpec) -> GatewaySpec:
     return spec
 
 
-def steps_of(old: GatewaySpec, new: GatewaySpec, directory: Path) -> int:
-    pod = gateway(directory)
+Making = Callable[[], FakeKernel]
+
+
+@pytest.fixture(params=["chains alone", "maps ahead", "maps in the same transaction"])
+def made(request: pytest.FixtureRequest) -> Making:
+    """Makes kernels, with or without maps ahead of the chains."""
+
+    def make() -> FakeKernel:
+        kernel = FakeKernel.gateway_pod()
+        if request.param != "chains alone":
+            kernel.no_maps = ""
+        kernel.at_once = request.param == "maps in the same transaction"
+        return kernel
+
+    return make
+
+
+def steps_of(old: GatewaySpec, new: GatewaySpec, directory: Path, made: Making) -> int:
+    pod = gateway(directory, made())
     change(pod, old)
     before = pod.kernel.writes
     change(pod, new)
@@ -82,12 +99,12 @@ def steps_of(old: GatewaySpec, new: GatewaySpec, directory: Path) -> int:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_death_before_any_kernel_step(tmp_path: Path, name: str) -> None:
+def test_death_before_any_kernel_step(tmp_path: Path, name: str, made: Making) -> None:
     old, new = CHANGES[name]
-    steps = steps_of(old, new, tmp_path / "count")
+    steps = steps_of(old, new, tmp_path / "count", made)
     assert steps > 5
     for n in range(1, steps + 1):
-        pod = gateway(tmp_path / str(n))
+        pod = gateway(tmp_path / str(n), made())
         change(pod, old)
         pod.kernel.faults = DieAt(n)
         with pytest.raises(Died):
@@ -101,12 +118,12 @@ def test_death_before_any_kernel_step(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_death_before_any_step_of_the_way_back(tmp_path: Path, name: str) -> None:
+def test_death_before_any_step_of_the_way_back(tmp_path: Path, name: str, made: Making) -> None:
     """A step is refused, and the process dies while it undoes the others."""
     old, new = CHANGES[name]
-    steps = steps_of(old, new, tmp_path / "count")
+    steps = steps_of(old, new, tmp_path / "count", made)
     for n in range(1, 2 * steps):
-        pod = gateway(tmp_path / str(n))
+        pod = gateway(tmp_path / str(n), made())
         change(pod, old)
         pod.kernel.faults = _refuse_then_die(steps // 2, n)
         with pytest.raises((Died, Refused)):

@@ -47,13 +47,18 @@ def standing(kernel: FakeKernel) -> tuple[object, ...]:
 class Life(RuleBasedStateMachine):
     """What may befall a gateway."""
 
+    maps, at_once = False, False
+    foreign_in = ChainRef("nat", "PREROUTING")
+
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp(prefix="natgw-life-", dir=MEMORY))
         self.kernel = FakeKernel.gateway_pod()
+        self.kernel.at_once = self.at_once
+        if self.maps:
+            self.kernel.no_maps = ""
         self.kernel.addresses[THEIRS] = False
-        prerouting = ChainRef("nat", "PREROUTING")
-        self.kernel.chains[prerouting] = (FOREIGN,)
+        self.kernel.chains[self.foreign_in] = (FOREIGN,)
         self.pod: Gateway = gateway(self.directory, self.kernel)
         self.model: GatewaySpec | None = None
 
@@ -204,7 +209,7 @@ class Life(RuleBasedStateMachine):
         assert not transaction.plan(
             self.model or GatewaySpec(), self.pod.service.facts, transaction.read(ports(self.kernel))
         )
-        assert FOREIGN in self.kernel.chains[ChainRef("nat", "PREROUTING")]
+        assert FOREIGN in self.kernel.chains[self.foreign_in]
         assert THEIRS in self.kernel.addresses
 
 
@@ -215,8 +220,21 @@ def _edited(spec: GatewaySpec | None, listed: list[c.Command]) -> GatewaySpec:
     return edited
 
 
-TestLife = Life.TestCase
-EXAMPLES = int(os.environ.get("NATGW_FUZZ_LIVES", "15"))
-TestLife.settings = settings(
+class LifeWithMaps(Life):
+    """The same with maps ahead of the chains, as in the legacy variant of iptables."""
+
+    maps = True
+    foreign_in = ChainRef("mangle", "PREROUTING")  # ahead of ours in nat it would keep the maps away
+
+
+class LifeAtOnce(LifeWithMaps):
+    """The same where one transaction may be about chains and maps, as in the nft variant."""
+
+    at_once = True
+
+
+TestLife, TestLifeWithMaps, TestLifeAtOnce = Life.TestCase, LifeWithMaps.TestCase, LifeAtOnce.TestCase
+EXAMPLES = int(os.environ.get("NATGW_FUZZ_LIVES", "8"))
+TestLife.settings = TestLifeWithMaps.settings = TestLifeAtOnce.settings = settings(
     max_examples=EXAMPLES, stateful_step_count=20, deadline=None, derandomize="NATGW_FUZZ_LIVES" not in os.environ
 )

@@ -59,6 +59,8 @@ def test_following_ends_with_the_daemon(tmp_path: Path) -> None:
         )
         assert reader.stdout is not None
         assert "+ EIP" in reader.stdout.readline()
+        run(made.service, c.EipDel(address="192.168.0.10/24"))
+        assert "- EIP" in reader.stdout.readline()  # what was in the past came by a request of its own
     with reader:
         assert reader.wait(timeout=60) in (0, 1)  # 1: a daemon in a hurry cut the stream, and the command says so
     made.service.close()

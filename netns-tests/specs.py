@@ -1,9 +1,12 @@
-"""Random specs from small pools, so that objects meet: shared EIPs, nested prefixes, mappings to one host."""
+"""Specs: what verbs make, and random ones from small pools, so that objects meet (EIPs shared, prefixes nested)."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
+from api.execverbs import Change, parse
+from rules.edit import edit_all
 from rules.spec import Backend, Dnat, Eip, Fip, GatewaySpec, Interfaces, SharedDnat, Snat
 
 EIPS = [f"192.168.0.{n}" for n in range(20, 26)]
@@ -11,6 +14,15 @@ TENANTS = ["10.0.1.5", "10.0.1.6", "10.0.1.200", "10.0.2.5", "10.0.2.200"]
 PREFIXES = ["0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/23", "10.0.1.0/24", "10.0.1.128/25", "10.0.2.0/24", "10.0.1.5/32"]
 PORTS = [53, 80, 443]
 PROTOCOLS = ["tcp", "udp"]
+
+
+def edited(spec: GatewaySpec | None, words: Sequence[str]) -> GatewaySpec:
+    """The spec after a verb, which must be one that changes something."""
+    parsed = parse(words, {"GATEWAY_V4": "192.168.0.1"}, Interfaces())
+    assert isinstance(parsed, Change)
+    found = edit_all(spec, parsed.commands)
+    assert found is not None
+    return found
 
 
 def random_spec(chance: random.Random, sides: Interfaces | None = None) -> GatewaySpec:

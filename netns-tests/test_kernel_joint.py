@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from netns import Namespace, require
 from rig import Rig, rig
+from specs import edited
 
-from api.execverbs import Change, parse
 from gateway import transaction
 from gateway.kernel.generation import Generation
 from gateway.kernel.joint import KernelJoint
@@ -21,11 +21,10 @@ from gateway.ports import Moved, Refused
 from gateway.remembered import RememberedFirewall
 from rules import fastpath
 from rules.desired import Facts
-from rules.edit import edit_all
 from rules.iptables import parse_rule
 from rules.maps import AddEntry, DropEntry, EntryKey
 from rules.ruleset import ChainRef, DeleteRule, Destination, Dnat, InsertRule, Jump, NewChain, Rule, Rules
-from rules.spec import GatewaySpec, Interfaces
+from rules.spec import Interfaces
 
 FACTS = Facts()
 EIP, OTHER = "192.168.0.40", "192.168.0.41"
@@ -49,14 +48,6 @@ VERBS = (
     (("snat-del", f"{OTHER},10.1.2.0/25"), 2),
     (("eip-del", f"{OTHER}/24"), 1),
 )
-
-
-def edited(spec: GatewaySpec | None, words: Sequence[str]) -> GatewaySpec:
-    parsed = parse(words, {"GATEWAY_V4": "192.168.0.1"}, Interfaces())
-    assert isinstance(parsed, Change)
-    found = edit_all(spec, parsed.commands)
-    assert found is not None
-    return found
 
 
 @pytest.fixture

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from netns import Namespace, require
 from rig import rig
+from specs import edited
 
-from api.execverbs import Change, parse
 from gateway import transaction
 from rules.desired import Facts
-from rules.edit import edit_all
 from rules.fastpath import table
-from rules.spec import GatewaySpec, Interfaces
 
 FACTS = Facts()
 EIP, OTHER = "192.168.0.40", "192.168.0.41"
@@ -57,13 +54,6 @@ def test_everyday_verbs_start_no_program(netns: Namespace, variant: str, monkeyp
         def __init__(self, args: Any, **how: Any) -> None:
             started.append(args)
             super().__init__(args, **how)
-
-    def edited(spec: GatewaySpec | None, words: Sequence[str]) -> GatewaySpec:
-        parsed = parse(words, {"GATEWAY_V4": "192.168.0.1"}, Interfaces())
-        assert isinstance(parsed, Change)
-        found = edit_all(spec, parsed.commands)
-        assert found is not None
-        return found
 
     with rig(netns, variant) as made:
         spec = None

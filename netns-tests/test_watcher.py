@@ -10,7 +10,6 @@ import signal
 import struct
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,7 @@ def variant(request: pytest.FixtureRequest) -> str:
 
 def by_dump(condition: Callable[[], bool], what: str) -> None:
     """As ``wait_for``, for what nothing but a dump tells."""
-    deadline = time.monotonic() + DUMPED
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {DUMPED:.0f} s: {what}")
-        time.sleep(0.02)
+    wait_for(condition, what, DUMPED)
 
 
 def acknowledged(flow: Flow) -> None:

@@ -45,12 +45,12 @@ A1, A2, B = "10.0.1.11", "10.0.1.12", "10.0.2.13"
 PROGRAMS = ("ip", "bash", "conntrack", "iptables-legacy-save", "iptables-nft-save")
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """For state that has no event to wait on: look again until it holds; fail after PATIENCE, saying what lacks."""
-    deadline = time.monotonic() + PATIENCE
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    """For state that has no event to wait on: look again until it holds; fail after a while, saying what lacks."""
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {PATIENCE:.0f} s: {what}")
+            pytest.fail(f"not within {seconds:.0f} s: {what}")
         time.sleep(0.02)
 
 

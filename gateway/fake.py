@@ -16,7 +16,7 @@ from gateway.watch import Domain, Evidence
 from rules.apply import Rejected, apply_commands, apply_device_step, apply_edits, apply_map_edits, switched
 from rules.entries import Entries
 from rules.flows import Flow, FlowFilter
-from rules.maps import AddEntry, DropEntry, MapEdit, MapTable
+from rules.maps import MapEdit, MapTable, only_entries
 from rules.nft import NftCommand, NftTable
 from rules.ruleset import BUILTIN, FAMILIES, ChainEdit, ChainRef, Family, Rules, Ruleset
 from rules.state import (
@@ -304,7 +304,7 @@ class FakeJoint:
     remembered: Remembering
 
     def commit(self, table: str, chains: Sequence[ChainEdit], maps: Sequence[MapEdit]) -> bool:
-        if not all(isinstance(edit, AddEntry | DropEntry) for edit in maps):
+        if not only_entries(maps):
             return False
 
         def both(standing: Mapping[ChainRef, Rules], evidence: Hashable) -> bool:

@@ -175,6 +175,11 @@ class DropEntry:
 MapEdit = WriteChains | DropTable | AddEntry | DropEntry
 
 
+def only_entries(edits: Iterable[MapEdit]) -> bool:
+    """Whether the edits leave maps and chains as they are."""
+    return all(isinstance(edit, AddEntry | DropEntry) for edit in edits)
+
+
 def asked(chains: Mapping[str, MapRules]) -> frozenset[str]:
     """The maps that the rules ask."""
     return frozenset(rule.map for rules in chains.values() for rule in rules if isinstance(rule, Asking))
@@ -268,10 +273,11 @@ def check(edit: MapEdit) -> None:
 
 def script(edits: Iterable[MapEdit]) -> str:
     """What to feed to ``nft -f -``. Raises ValueError for what cannot be said."""
-    return "".join(line + "\n" for kind, some in groupby(edits, _kind) for line in _lines(kind, list(some)))
+    return "".join(line + "\n" for kind, some in groupby(edits, kind_of) for line in _lines(kind, list(some)))
 
 
-def _kind(edit: MapEdit) -> tuple[type[MapEdit], str]:
+def kind_of(edit: MapEdit) -> tuple[type[MapEdit], str]:
+    """What edits that are written together have in common: what they do, and the map whose entries they are about."""
     return type(edit), edit.key.map if isinstance(edit, AddEntry | DropEntry) else ""
 
 

@@ -38,8 +38,10 @@ from rules.maps import (
     MapEdit,
     MapTable,
     WriteChains,
+    kind_of,
     labelled,
     map_lines,
+    only_entries,
     script,
 )
 from rules.nft import Endpoint
@@ -84,7 +86,7 @@ class KernelMaps:
         """Carry the edits out as one transaction; raises Refused, and nothing has changed then."""
         before = self.read().table
         expected = _edited(before, edits)
-        if all(isinstance(edit, AddEntry | DropEntry) for edit in edits) or list(edits) == [DropTable()]:
+        if only_entries(edits) or list(edits) == [DropTable()]:
             self._transact(edits)
         elif not self._change_lengths(edits, before):
             self._restructure(edits, before)
@@ -96,7 +98,7 @@ class KernelMaps:
 
         False, and nothing has changed, where it does not, or where more than a few entries change.
         """
-        if len(edits) > _FEW or not all(isinstance(edit, AddEntry | DropEntry) for edit in edits):
+        if len(edits) > _FEW or not only_entries(edits):
             return False
         expected = _edited(self.read().table, edits)
         if not carry(list(_messages(edits))):
@@ -310,11 +312,7 @@ def _edited(table: MapTable, edits: Sequence[MapEdit]) -> MapTable:
 
 def _messages(edits: Sequence[MapEdit], structure: Iterable[Message] = ()) -> Iterator[Message]:
     """Edits in order; ``structure`` is what writes the chains."""
-
-    def kind(edit: MapEdit) -> tuple[type[MapEdit], str]:
-        return type(edit), edit.key.map if isinstance(edit, AddEntry | DropEntry) else ""
-
-    for (_, name), some in groupby(edits, kind):
+    for (_, name), some in groupby(edits, kind_of):
         listed = list(some)
         yield from wire.add_entries(name, ((e.key, e.target) for e in listed if isinstance(e, AddEntry)))
         yield from wire.drop_entries(name, (e.key for e in listed if isinstance(e, DropEntry)))

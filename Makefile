@@ -55,9 +55,9 @@ again-alone:
 	printf '\n=== Failed beside others; run again with nothing beside, which decides\n'; \
 	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m 'not alone'
 
-fuzz: setup ## two million malformed BFD packets, and thousands of inputs for every other parser and the API; minutes, no root
+fuzz: setup ## two million malformed BFD packets, thousands of inputs for every other parser and the API, and random ones for every property; minutes, no root
 	@NATGW_FUZZ_PACKETS=1000000 NATGW_FUZZ_CASES=5000 NATGW_FUZZ_REQUESTS=300 $(BIN)/python -m pytest -n 2 --dist load \
-	    tests/test_bfd_fuzz.py tests/test_parsers_fuzz.py tests/test_http_fuzz.py tests/test_exec_malformed.py
+	    tests/test_bfd_fuzz.py $$(grep -l hypothesis tests/test_*.py)
 
 bench: setup-test ## measure what the gateway costs, into build/bench (root; QUICK=1, BENCH='flows verbs', PAGE=1: also docs/performance.md)
 	@$(BIN)/python -m bench $(BENCH) $(if $(QUICK),--quick) $(if $(PAGE),--page)

@@ -6,6 +6,7 @@ Entries are made as the kernel makes them: from the fate of a connection's first
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rules import commands as c
-from rules.edit import edit, edit_all
+from rules.edit import Conflict, edit, edit_all
 from rules.flows import Flow, FlowFilter, Staleness, suspects
 from rules.packet import Packet
 from rules.routing import Host
@@ -56,17 +57,9 @@ def changes(draw: st.DrawFn) -> tuple[GatewaySpec, GatewaySpec]:
     if draw(st.booleans()):
         new = old
         for command in draw(_changes):
-            new = edit(new, command) if not _conflicts(new, command) else new
+            with suppress(Conflict):
+                new = edit(new, command)
     return old, new
-
-
-def _conflicts(spec: GatewaySpec, command: c.Command) -> bool:
-    match command:
-        case c.FipAdd():
-            return command.eip in spec.fips
-        case c.DnatAdd():
-            return command.key in spec.dnats
-    return False
 
 
 PACKETS = [
@@ -139,7 +132,8 @@ def test_a_stale_connection_is_always_among_the_suspects(change: tuple[GatewaySp
 @given(changes())
 def test_what_passed_untranslated_before_its_rule_existed_is_stale(change: tuple[GatewaySpec, GatewaySpec]) -> None:
     for before, after, flow in fates(*change):
-        passed = not translations(before) and (before.verdict == "local" or before.out_interface == "net1")
+        translated = flow.destination_translated or flow.source_translated  # a shared DNAT does it in no chain
+        passed = not translated and (before.verdict == "local" or before.out_interface == "net1")
         if passed and after.reply is not None and translations(after):
             assert Staleness(*change)(flow)
 

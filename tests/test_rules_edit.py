@@ -16,7 +16,7 @@ from rules.packet import Packet
 from rules.routing import Host
 from rules.ruleset import ChainRef, Destination, Rule
 from rules.ruleset import Dnat as ToDestination
-from rules.spec import Dnat, Fip, GatewaySpec, Interfaces
+from rules.spec import Dnat, Fip, GatewaySpec, Interfaces, SharedDnat
 from rules.state import Actual
 from rules.trace import Fate, trace
 from tests import strategies as some
@@ -70,7 +70,8 @@ def test_deleting_what_is_absent_succeeds_and_changes_nothing(spec: GatewaySpec,
 @some.quick
 @given(some.specs, some.adds)
 def test_an_add_succeeds_or_names_what_stands_in_the_way(spec: GatewaySpec, command: c.Command) -> None:
-    standing = next((part for part in (*spec.fips, *spec.dnats) if _contradicts(command, part)), None)
+    parts = (*spec.fips, *spec.dnats, *spec.shared_dnats)
+    standing = next((part for part in parts if _contradicts(command, part)), None)
     if standing:
         with pytest.raises(Conflict) as conflict:
             edit(spec, command)
@@ -81,13 +82,15 @@ def test_an_add_succeeds_or_names_what_stands_in_the_way(spec: GatewaySpec, comm
         assert set(_all_parts(spec)) - set(_all_parts(after)) <= _replaceable(spec)
 
 
-def _contradicts(command: c.Command, standing: Fip | Dnat) -> bool:
+def _contradicts(command: c.Command, standing: Fip | Dnat | SharedDnat) -> bool:
     match command, standing:
         case (c.FipAdd(), Fip()):
             return command.eip == standing.eip and command.internal_ip != standing.internal_ip
         case (c.DnatAdd(), Dnat()):
             backends = [(part.internal_ip, part.internal_port) for part in (command, standing)]
             return command.key == standing.key and backends[0] != backends[1]
+        case (c.DnatAdd(), SharedDnat()):
+            return command.key == standing.key
     return False
 
 
